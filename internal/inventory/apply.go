@@ -1,0 +1,307 @@
+package inventory
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// newBootAfter is how long a boot may make no progress before the next Solicit
+// counts as another attempt, not as the same one trying its next boot option.
+const newBootAfter = 10 * time.Minute
+
+// Apply folds one event into what is known. It is the only reducer, and total:
+// packets repeat, overtake each other and get lost, and machines lose power at
+// any step, so every event is accepted in every state, twice or never. Facts
+// only accumulate. It refuses (ErrRefused) only what must never be: a second
+// bootstrap claim, or a bootstrap call that no claim covers.
+//
+// v is not modified. Apply is pure: e carries the time and the random token.
+func Apply(v View, e Event) (View, error) {
+	if v.Bootstrap != nil {
+		b := *v.Bootstrap
+		if err := applyBootstrap(&b, e); err != nil {
+			return v, err
+		}
+		v.Bootstrap = &b
+	}
+	if v.Machine != nil {
+		v.Facts = v.Facts.Clone()
+		applyMachine(&v.Facts, e)
+	}
+	return v, nil
+}
+
+func applyMachine(f *Facts, e Event) {
+	switch e.Kind {
+	case Solicited:
+		seen(f, e)
+		switch e.Client {
+		case FirmwarePXE, FirmwareHTTP:
+			solicitedByFirmware(f, e)
+		case IPXE:
+			solicitedByIPXE(f, e)
+		}
+	case Offered:
+		b := bootOf(f, e)
+		if b == nil {
+			b = begin(f, e)
+		}
+		b.Plan = e.Plan
+		first(&b.Offered, e.Time)
+	case LoaderServed:
+		if b := bootOf(f, e); b != nil {
+			first(&b.Loader, e.Time)
+		}
+	case ScriptServed:
+		seen(f, e)
+		scriptServed(f, e)
+	case KernelServed:
+		if b := bootOf(f, e); b != nil {
+			first(&b.Kernel, e.Time)
+		}
+	case InitramfsServed:
+		if b := bootOf(f, e); b != nil {
+			first(&b.Initramfs, e.Time)
+		}
+	case ConfigServed:
+		if b := bootOf(f, e); b != nil {
+			first(&b.Config, e.Time)
+			b.ConfigFetches++
+			if !b.ConfigTo.IsValid() {
+				b.ConfigTo = e.Peer
+			}
+			f.ConfigHash, f.ConfigAt = e.Hash, e.Time
+		}
+	case Reported:
+		if e.Error != "" {
+			f.ConfigError, f.ConfigErrorHash, f.ConfigErrorAt = e.Error, f.ConfigHash, e.Time
+		}
+		// Unauthenticated: it moves the picture, never Ready and no order.
+		stage(f, e)
+	case APIAnswered:
+		apiAnswered(f, e)
+	}
+}
+
+// seen keeps what identifies the machine and when it was last heard of.
+func seen(f *Facts, e Event) {
+	first(&f.FirstSeen, e.Time)
+	if t := e.Time.Truncate(time.Minute); t.After(f.LastSeen) {
+		f.LastSeen = t
+	}
+	if e.Arch != "" {
+		f.Arch = e.Arch
+	}
+	if e.UUID != "" {
+		f.UUID = e.UUID
+	}
+	if e.Serial != "" {
+		f.Serial = e.Serial
+	}
+	if e.DUID != "" && !slices.Contains(f.DUIDs, e.DUID) {
+		f.DUIDs = append(f.DUIDs, e.DUID)
+		if n := len(f.DUIDs); n > maxDUIDs {
+			f.DUIDs = slices.Delete(f.DUIDs, 0, n-maxDUIDs)
+		}
+	}
+}
+
+// solicitedByFirmware begins a boot, unless the packet belongs to the current
+// one: it is a repeat, or the firmware tries its next boot option.
+func solicitedByFirmware(f *Facts, e Event) {
+	b := f.Current()
+	if b == nil {
+		b = begin(f, e)
+	} else if !slices.Contains(b.XIDs, e.XID) {
+		moved := !b.Loader.IsZero() || !b.Script.IsZero() || b.Plan == Disk
+		if moved || e.Time.Sub(latest(b.Started, b.Offered)) > newBootAfter {
+			b = begin(f, e)
+		}
+	}
+	b.Client, b.MAC = e.Client, e.MAC
+	addXID(b, e.XID)
+}
+
+// solicitedByIPXE usually continues the firmware's boot. iPXE in the NIC's ROM
+// is the first to speak, so it begins a boot after one that got its config.
+func solicitedByIPXE(f *Facts, e Event) {
+	b := f.Current()
+	if b == nil || !slices.Contains(b.XIDs, e.XID) && (!b.Config.IsZero() || b.Plan == Disk) {
+		b = begin(f, e)
+		b.Client = e.Client
+	}
+	addXID(b, e.XID)
+}
+
+// scriptServed begins a boot where DHCPv6 was not seen (another server gives
+// the addresses, or our record of it was lost in a crash).
+func scriptServed(f *Facts, e Event) {
+	b := f.Current()
+	if b == nil || !b.Config.IsZero() || !b.API.IsZero() || b.Plan == Disk && e.Plan != Disk {
+		b = begin(f, e)
+	}
+	first(&b.Script, e.Time)
+	b.Plan = e.Plan
+	if e.Plan == Install {
+		b.Order = f.Install.Ordered
+	}
+}
+
+// apiAnswered takes the word of an API that proved itself with our CA. It alone
+// uses up an install order.
+func apiAnswered(f *Facts, e Event) {
+	if t := e.Time.Truncate(time.Minute); t.After(f.APIAt) {
+		f.APIAt = t
+	}
+	stage(f, e)
+	up := e.Stage == StageBooting || e.Stage == StageRunning
+	b := f.Current()
+	// An answer that arrives after a new boot began may still be the old
+	// system's: it counts for this boot only if this boot could have produced it.
+	mine := b == nil || b.Plan == Disk || !b.Config.IsZero() || !b.Initramfs.IsZero() && e.Stage == StageRunning
+	if !mine {
+		return
+	}
+	f.Ready = e.Ready && e.Stage == StageRunning
+	if b != nil && up {
+		first(&b.API, e.Time)
+		if f.Ready {
+			first(&b.Ready, e.Time)
+		}
+	}
+	if f.Install.Outstanding() && installed(f, b, e) {
+		f.Install.Done, f.Install.DoneAt = f.Install.Ordered, e.Time
+	}
+}
+
+// installed says whether an answer of the API is the evidence that uses up the
+// outstanding install order.
+func installed(f *Facts, b *Boot, e Event) bool {
+	switch {
+	case b != nil && !b.Config.IsZero():
+		// It fetched its config in the boot that serves the order, and runs.
+		return b.Order == f.Install.Ordered && (e.Stage == StageBooting || e.Stage == StageRunning)
+	case f.Install.Ordered == 1:
+		// It runs a config of our CA that this database never served: from its
+		// disk. The database was lost or the cluster imported. Never true for a
+		// reimage, whose order is 2 or more.
+		return e.Stage == StageRunning
+	}
+	return false
+}
+
+func stage(f *Facts, e Event) {
+	if e.Stage != "" && e.Stage != f.Stage {
+		f.Stage, f.StageAt = e.Stage, e.Time
+	} else if e.Kind == APIAnswered && e.Ready && !f.Ready {
+		f.StageAt = e.Time
+	}
+}
+
+// begin starts the next boot attempt.
+func begin(f *Facts, e Event) *Boot {
+	b := Boot{Number: 1, Token: e.Token, MAC: e.MAC, Client: e.Client, Started: e.Time}
+	if last := f.Current(); last != nil {
+		b.Number = last.Number + 1
+	}
+	f.Boots = slices.Insert(f.Boots, 0, b)
+	if len(f.Boots) > maxBoots {
+		f.Boots = f.Boots[:maxBoots]
+	}
+	f.Ready = false
+	return &f.Boots[0]
+}
+
+// bootOf finds the boot an event belongs to: the numbered one, else the newest.
+func bootOf(f *Facts, e Event) *Boot {
+	if e.Boot == 0 {
+		return f.Current()
+	}
+	for i := range f.Boots {
+		if f.Boots[i].Number == e.Boot {
+			return &f.Boots[i]
+		}
+	}
+	return nil
+}
+
+func addXID(b *Boot, xid uint32) {
+	if !slices.Contains(b.XIDs, xid) {
+		b.XIDs = append(b.XIDs, xid)
+		if n := len(b.XIDs); n > maxXIDs {
+			b.XIDs = slices.Delete(b.XIDs, 0, n-maxXIDs)
+		}
+	}
+}
+
+func first(t *time.Time, now time.Time) {
+	if t.IsZero() {
+		*t = now
+	}
+}
+
+// applyBootstrap keeps the one rule that must survive everything: within an
+// epoch one machine holds the claim, and only it is called.
+func applyBootstrap(b *Bootstrap, e Event) error {
+	if e.Epoch != 0 && e.Epoch != b.Epoch {
+		return fmt.Errorf("event of epoch %d, but cluster %s is in epoch %d: %w", e.Epoch, b.Cluster, b.Epoch, ErrRefused)
+	}
+	switch e.Kind {
+	case BootstrapClaimed:
+		switch {
+		case b.Done():
+			return fmt.Errorf("cluster %s already runs: %w", b.Cluster, ErrRefused)
+		case b.Claimed() && b.Machine != e.Machine:
+			return fmt.Errorf("the bootstrap of cluster %s is claimed by %s: %w", b.Cluster, b.Machine, ErrRefused)
+		case !b.Claimed():
+			b.Machine, b.ClaimedAt, b.Reason = e.Machine, e.Time, e.Message
+		}
+	case BootstrapSent:
+		if b.Machine != e.Machine || b.Called() || b.Done() {
+			return fmt.Errorf("no open claim of %s on the bootstrap of cluster %s: %w", e.Machine, b.Cluster, ErrRefused)
+		}
+		b.Attempts++
+		b.SentAt, b.Ambiguous, b.Reason = e.Time, true, e.Message
+	case BootstrapAccepted:
+		if b.Machine != e.Machine {
+			return fmt.Errorf("%s does not hold the claim of cluster %s: %w", e.Machine, b.Cluster, ErrRefused)
+		}
+		first(&b.CalledAt, e.Time)
+		b.Ambiguous, b.Reason = false, e.Message
+	case BootstrapDeclined:
+		b.Ambiguous, b.Reason = false, e.Message
+	case BootstrapWaits:
+		b.Reason = e.Message
+	case BootstrapDone:
+		first(&b.DoneAt, e.Time)
+		b.Reason = e.Message
+	}
+	return nil
+}
+
+// SeenAgain folds an event into the record of a stranger.
+func (s Stranger) SeenAgain(e Event) Stranger {
+	if s.FirstSeen.IsZero() {
+		s.MAC, s.FirstSeen = e.MAC, e.Time
+	}
+	if t := e.Time.Truncate(time.Minute); t.After(s.LastSeen) {
+		s.LastSeen = t
+	}
+	if e.UUID != "" {
+		s.UUID = e.UUID
+	}
+	if e.Arch != "" {
+		s.Arch = e.Arch
+	}
+	if e.Client != "" && e.Client != FirmwareStack {
+		s.Client = e.Client
+	}
+	if e.Relay.IsValid() {
+		s.Relay = e.Relay
+	}
+	if e.Subnet != "" {
+		s.Subnet = e.Subnet
+	}
+	return s
+}

@@ -1,0 +1,279 @@
+package inventory
+
+import (
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+)
+
+var t0 = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+const mac1 = MAC("52:54:00:00:00:01")
+
+// story replays events a second apart, each with a token of its own.
+func story(t *testing.T, v View, events ...Event) View {
+	t.Helper()
+	for i, e := range events {
+		if e.Time.IsZero() {
+			e.Time = t0.Add(time.Duration(i) * time.Second)
+		}
+		e.MAC = mac1
+		e.Token = "token-" + string(rune('a'+i))
+		var err error
+		if v, err = Apply(v, e); err != nil {
+			t.Fatalf("event %d, %s: %v", i, e.Kind, err)
+		}
+	}
+	return v
+}
+
+func registered() View {
+	return View{
+		Machine: &Machine{Name: "cp-1", MACs: []MAC{mac1}, Cluster: "prod", Role: ControlPlane, Created: t0},
+		Cluster: &Cluster{Name: "prod", TalosVersion: "v1.13.6"},
+		Facts:   Facts{Machine: "cp-1", Install: Order{Ordered: 1, OrderedAt: t0}},
+		Image:   &Image{}, Wanted: "v1.13.6/default/amd64",
+	}
+}
+
+func solicit(xid uint32) Event {
+	return Event{Kind: Solicited, Client: FirmwarePXE, Arch: AMD64, XID: xid}
+}
+
+// netboot is one whole first boot.
+func netboot() []Event {
+	return []Event{
+		solicit(1),
+		{Kind: Offered, Client: FirmwarePXE, Plan: Install},
+		{Kind: LoaderServed},
+		{Kind: Solicited, Client: IPXE, XID: 2},
+		{Kind: ScriptServed, Plan: Install},
+		{Kind: KernelServed},
+		{Kind: InitramfsServed},
+		{Kind: ConfigServed, Hash: "h1"},
+		{Kind: Reported, Stage: StageInstalling},
+		{Kind: APIAnswered, Stage: StageBooting},
+		{Kind: APIAnswered, Stage: StageRunning, Ready: true},
+	}
+}
+
+func TestBootStepByStep(t *testing.T) {
+	v := registered()
+	want := []struct {
+		phase  Phase
+		action Action
+	}{
+		{PhaseOffered, Install}, {PhaseOffered, Install}, {PhaseLoading, Install}, {PhaseLoading, Install}, {PhaseLoading, Install},
+		{PhaseLoading, Install}, {PhaseConfiguring, Install}, {PhaseInstalling, Install}, {PhaseInstalling, Install},
+		{PhaseBooting, Disk}, {PhaseReady, Disk},
+	}
+	if s := PhaseOf(v, t0); s.Phase != PhaseRegistered {
+		t.Fatalf("before: %+v", s)
+	}
+	events := netboot()
+	for i := range events {
+		v = story(t, registered(), events[:i+1]...)
+		s := PhaseOf(v, t0.Add(time.Duration(i)*time.Second))
+		if p := PlanBoot(v); s.Phase != want[i].phase || p.Action != want[i].action {
+			t.Errorf("after %s: %s and %s (%s), want %s and %s", events[i].Kind, s.Phase, p.Action, p.Reason, want[i].phase, want[i].action)
+		}
+	}
+	if n := len(v.Facts.Boots); n != 1 {
+		t.Errorf("one boot was counted as %d", n)
+	}
+	if v.Facts.Boots[0].Token != "token-a" {
+		t.Errorf("the token changed in mid-boot: %q", v.Facts.Boots[0].Token)
+	}
+}
+
+func TestApply(t *testing.T) {
+	first := netboot()
+	for _, tt := range []struct {
+		name   string
+		events []Event
+		boots  int
+		action Action
+	}{
+		{"a repeated Solicit begins no boot", []Event{solicit(1), solicit(1), solicit(1)}, 1, Install},
+		{"another transaction before any loader is the next boot option", []Event{solicit(1), solicit(2)}, 1, Install},
+		{"power cut after the loader", []Event{solicit(1), {Kind: LoaderServed}, solicit(2)}, 2, Install},
+		{"power cut after the script", []Event{solicit(1), {Kind: ScriptServed, Plan: Install}, solicit(2)}, 2, Install},
+		{"a late copy of an old Solicit is known", append(slices.Clone(first[:7]), solicit(1)), 1, Install},
+		{"power cut after the config: the order is still open", append(slices.Clone(first[:8]), solicit(9)), 2, Install},
+		{"a script served twice uses nothing up", append(slices.Clone(first[:5]), Event{Kind: ScriptServed, Plan: Install}), 1, Install},
+		{"netbooted again after the install", append(slices.Clone(first), solicit(9), Event{Kind: Offered, Plan: Disk}), 2, Disk},
+		{"without DHCPv6 the script begins the boot", []Event{{Kind: ScriptServed, Plan: Install}}, 1, Install},
+		{"the next script after a config is the next boot", append(slices.Clone(first[:8]), Event{Kind: ScriptServed, Plan: Install}), 2, Install},
+		{"an event stream alone proves nothing", append(slices.Clone(first[:8]), Event{Kind: Reported, Stage: StageRunning, Ready: true}), 1, Install},
+		{"an installing API proves nothing", append(slices.Clone(first[:8]), Event{Kind: APIAnswered, Stage: StageInstalling}), 1, Install},
+		{"the old system's late answer does not count for the new boot", append(slices.Clone(first[:8]), solicit(9), Event{Kind: APIAnswered, Stage: StageRunning, Ready: true}), 2, Install},
+		{"a running machine of a lost database is recognised", []Event{{Kind: APIAnswered, Stage: StageRunning, Ready: true}}, 0, Disk},
+		{"its config on disk won over ours", append(slices.Clone(first[:7]), Event{Kind: APIAnswered, Stage: StageRunning}), 1, Disk},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v := story(t, registered(), tt.events...)
+			if n := len(v.Facts.Boots); n != tt.boots {
+				t.Errorf("%d boots, want %d", n, tt.boots)
+			}
+			if p := PlanBoot(v); p.Action != tt.action {
+				t.Errorf("plan is %s (%s), want %s", p.Action, p.Reason, tt.action)
+			}
+		})
+	}
+}
+
+func TestReimageOrderNeedsItsOwnBoot(t *testing.T) {
+	v := story(t, registered(), netboot()...)
+	v.Facts.Install.Ordered++
+	v = story(t, v, Event{Kind: APIAnswered, Stage: StageRunning, Ready: true, Time: t0.Add(time.Hour)})
+	if p := PlanBoot(v); p.Action != Install {
+		t.Fatalf("the old system's answer used up the new order: %s", p.Reason)
+	}
+	events := netboot()
+	for i := range events {
+		events[i].Time = t0.Add(2*time.Hour + time.Duration(i)*time.Second)
+		if events[i].XID != 0 {
+			events[i].XID += 100
+		}
+	}
+	v = story(t, v, events...)
+	if p := PlanBoot(v); p.Action != Disk || v.Facts.Install.Done != 2 {
+		t.Fatalf("after the second install: %s (%s), done %d", p.Action, p.Reason, v.Facts.Install.Done)
+	}
+}
+
+func TestConfigErrorFailsUntilAnotherConfig(t *testing.T) {
+	v := story(t, registered(), append(netboot()[:8], Event{Kind: Reported, Error: "unknown keys"})...)
+	if s := PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseFailed || s.Reason != "unknown keys" {
+		t.Fatalf("after the error: %+v", s)
+	}
+	v = story(t, v, Event{Kind: ConfigServed, Hash: "h1", Time: t0.Add(time.Minute)})
+	if s := PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseFailed {
+		t.Fatalf("fetching the same config again hid the error: %+v", s)
+	}
+	v = story(t, v, Event{Kind: ConfigServed, Hash: "h2", Time: t0.Add(2 * time.Minute)})
+	if s := PhaseOf(v, t0.Add(2*time.Minute)); s.Phase != PhaseInstalling {
+		t.Fatalf("after another config: %+v", s)
+	}
+}
+
+func TestStalledSaysWhy(t *testing.T) {
+	events := netboot()
+	for _, tt := range []struct {
+		n  int
+		in Phase
+	}{{1, PhaseOffered}, {3, PhaseLoading}, {7, PhaseConfiguring}, {8, PhaseInstalling}, {10, PhaseBooting}} {
+		v := story(t, registered(), events[:tt.n]...)
+		s := PhaseOf(v, t0.Add(24*time.Hour))
+		if s.Phase != PhaseStalled || s.Stalled != tt.in || s.Reason == "" {
+			t.Errorf("a day after %s: %+v, want stalled in %s with a reason", events[tt.n-1].Kind, s, tt.in)
+		}
+	}
+	if s := PhaseOf(story(t, registered(), events...), t0.Add(24*time.Hour)); s.Phase != PhaseReady {
+		t.Errorf("a ready machine stalled: %+v", s)
+	}
+}
+
+// TestApplyIsTotal shuffles, repeats and drops events: nothing may panic, the
+// lists stay bounded, an order is used up only after a config was fetched, and
+// the input is never modified.
+func TestApplyIsTotal(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 3000 {
+		v := registered()
+		v.Facts.Install.Ordered = 2 // so that only a boot of ours can use it up
+		fetched := false
+		for i := range 40 {
+			pool := netboot()
+			e := pool[rng.IntN(len(pool))]
+			e.MAC, e.Time, e.XID = mac1, t0.Add(time.Duration(i)*time.Minute), rng.Uint32N(20)
+			before, err := json.Marshal(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			next, err := Apply(v, e)
+			if err != nil {
+				t.Fatalf("%s was refused: %v", e.Kind, err)
+			}
+			if after, _ := json.Marshal(v); string(after) != string(before) {
+				t.Fatalf("%s modified its input", e.Kind)
+			}
+			v = next
+			fetched = fetched || e.Kind == ConfigServed && len(v.Facts.Boots) > 0
+			if !v.Facts.Install.Outstanding() && !fetched {
+				t.Fatalf("the order was used up by %s before any config was fetched", e.Kind)
+			}
+			if len(v.Facts.Boots) > maxBoots || len(v.Facts.DUIDs) > maxDUIDs {
+				t.Fatal("a list grew beyond its bound")
+			}
+			again, err := Apply(v, e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(again.Facts.Boots) > len(v.Facts.Boots) && e.Kind == Solicited {
+				t.Fatal("a repeated Solicit began another boot")
+			}
+			PhaseOf(v, e.Time)
+		}
+	}
+}
+
+func TestBootstrapClaimIsForOne(t *testing.T) {
+	v := View{Bootstrap: &Bootstrap{Cluster: "prod", Epoch: 1}}
+	do := func(kind Kind, machine string) error {
+		next, err := Apply(v, Event{Kind: kind, Cluster: "prod", Machine: machine, Epoch: 1, Time: t0})
+		v = next
+		return err
+	}
+	refused := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, ErrRefused) {
+			t.Errorf("%s: %v, want ErrRefused", what, err)
+		}
+	}
+	accepted := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	refused("a call without a claim", do(BootstrapSent, "cp-1"))
+	accepted("a claim", do(BootstrapClaimed, "cp-1"))
+	accepted("the same claim again", do(BootstrapClaimed, "cp-1"))
+	refused("a second claim", do(BootstrapClaimed, "cp-2"))
+	refused("a call of another", do(BootstrapSent, "cp-2"))
+	refused("an answer of another", do(BootstrapAccepted, "cp-2"))
+	accepted("the call", do(BootstrapSent, "cp-1"))
+	if !v.Bootstrap.Ambiguous {
+		t.Error("a call on its way is not ambiguous")
+	}
+	accepted("a call again after an ambiguous one", do(BootstrapSent, "cp-1"))
+	accepted("the answer", do(BootstrapAccepted, "cp-1"))
+	refused("a call after an accepted one", do(BootstrapSent, "cp-1"))
+	accepted("the end", do(BootstrapDone, "cp-1"))
+	refused("a claim after the end", do(BootstrapClaimed, "cp-1"))
+	if _, err := Apply(v, Event{Kind: BootstrapClaimed, Cluster: "prod", Machine: "cp-1", Epoch: 2}); !errors.Is(err, ErrRefused) {
+		t.Errorf("an event of another epoch: %v", err)
+	}
+	if v.Bootstrap.Attempts != 2 {
+		t.Errorf("%d attempts were counted, want 2", v.Bootstrap.Attempts)
+	}
+}
+
+func TestPlanHolds(t *testing.T) {
+	for name, change := range map[string]func(*View){
+		"a stranger":        func(v *View) { v.Machine = nil },
+		"no cluster":        func(v *View) { v.Machine.Cluster = "" },
+		"a missing cluster": func(v *View) { v.Cluster = nil },
+		"no image":          func(v *View) { v.Image = nil },
+	} {
+		v := registered()
+		change(&v)
+		if p := PlanBoot(v); p.Action != Hold || p.Reason == "" {
+			t.Errorf("%s: %+v, want hold with a reason", name, p)
+		}
+	}
+}

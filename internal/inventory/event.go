@@ -1,0 +1,83 @@
+package inventory
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Kind names what happened.
+type Kind string
+
+// What a machine did, in the order of a boot.
+const (
+	Solicited       Kind = "solicited"        // asked for an address
+	Offered         Kind = "offered"          // was answered with a boot URL, or with none on purpose
+	LoaderServed    Kind = "loader-served"    // read the boot loader to its end
+	ScriptServed    Kind = "script-served"    // was given a boot script
+	KernelServed    Kind = "kernel-served"    // read the kernel to its end
+	InitramfsServed Kind = "initramfs-served" // read the initramfs to its end
+	ConfigServed    Kind = "config-served"    // was given its machine config
+	ConfigRefused   Kind = "config-refused"   // asked for a config it may not have
+	Reported        Kind = "reported"         // said something on its event stream
+	APIAnswered     Kind = "api-answered"     // its API answered with a certificate of our CA
+	Declined        Kind = "declined"         // found its address in use
+)
+
+// What the bootstrap of a cluster went through.
+const (
+	BootstrapClaimed  Kind = "bootstrap-claimed"  // one machine was chosen, durably
+	BootstrapSent     Kind = "bootstrap-sent"     // the call is about to leave
+	BootstrapAccepted Kind = "bootstrap-accepted" // answered OK or AlreadyExists
+	BootstrapDeclined Kind = "bootstrap-declined" // answered with a definite no
+	BootstrapWaits    Kind = "bootstrap-waits"    // what it waits for changed
+	BootstrapDone     Kind = "bootstrap-done"     // etcd was seen running
+)
+
+// What an operator did. These are for the log; the records are the truth.
+const (
+	Registered     Kind = "registered"
+	Changed        Kind = "changed"
+	Removed        Kind = "removed"
+	ClusterCreated Kind = "cluster-created"
+	ClusterChanged Kind = "cluster-changed"
+	ClusterRemoved Kind = "cluster-removed"
+	ImageAdded     Kind = "image-added"
+	ImageRemoved   Kind = "image-removed"
+	SecretsRead    Kind = "secrets-read" // talosconfig, kubeconfig or an unredacted config left
+)
+
+// Event is something that happened, as an adapter saw it. It is folded into
+// facts by [Apply] and, when it changed any, kept in the event log. Fields that
+// do not apply stay zero.
+type Event struct {
+	ID      uint64    `json:"id,omitempty"` // position in the log, given by the store
+	Time    time.Time `json:"time"`
+	Kind    Kind      `json:"kind"`
+	MAC     MAC       `json:"mac,omitempty"`
+	Machine string    `json:"machine,omitempty"`
+	Cluster string    `json:"cluster,omitempty"`
+	Boot    uint64    `json:"boot,omitempty"`    // number of the boot attempt
+	Message string    `json:"message,omitempty"` // one line for a person
+
+	Client   Client     `json:"client,omitempty"`
+	Arch     Arch       `json:"arch,omitempty"`
+	Source   Source     `json:"source,omitempty"` // which evidence gave the MAC
+	UUID     string     `json:"uuid,omitempty"`
+	Serial   string     `json:"serial,omitempty"`
+	DUID     string     `json:"duid,omitempty"`
+	XID      uint32     `json:"xid,omitempty"`
+	Peer     netip.Addr `json:"peer,omitzero"`
+	Relay    netip.Addr `json:"relay,omitzero"`
+	Subnet   string     `json:"subnet,omitempty"`
+	Plan     Action     `json:"plan,omitempty"`
+	Hash     string     `json:"hash,omitempty"`
+	Stage    Stage      `json:"stage,omitempty"`
+	Ready    bool       `json:"ready,omitempty"`
+	Error    string     `json:"error,omitempty"`
+	Epoch    uint64     `json:"epoch,omitempty"`
+	EtcdSeen bool       `json:"etcdSeen,omitempty"`
+
+	// Token is a fresh random token for the boot this event may begin. The
+	// Keeper fills it in, so that Apply stays pure; it is never logged.
+	Token string `json:"-"`
+}

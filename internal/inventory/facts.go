@@ -1,0 +1,228 @@
+package inventory
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Arch is a processor architecture by its Go and Talos name.
+type Arch string
+
+// The architectures Talos runs on.
+const (
+	AMD64 Arch = "amd64"
+	ARM64 Arch = "arm64"
+)
+
+// Client is which program on the machine sent a packet. All of them speak on
+// the same NIC, each with a DUID of its own.
+type Client string
+
+const (
+	// FirmwarePXE is UEFI PXEv6: architecture option 61, vendor class PXEClient.
+	FirmwarePXE Client = "pxe"
+	// FirmwareHTTP is UEFI HTTP boot: vendor class HTTPClient.
+	FirmwareHTTP Client = "http"
+	// FirmwareStack is the firmware's own IPv6 stack, which asks for an address
+	// before the boot option does and names no architecture.
+	FirmwareStack Client = "stack"
+	// IPXE is iPXE, by its user class.
+	IPXE Client = "ipxe"
+	// OperatingSystem is Talos or any other system's client.
+	OperatingSystem Client = "os"
+)
+
+// Facts is everything learnt from one registered machine. Only [Apply] changes
+// it, and it accumulates: no field is cleared because a later packet lacked it.
+type Facts struct {
+	Machine   string    `json:"machine"`
+	Arch      Arch      `json:"arch,omitempty"`
+	UUID      string    `json:"uuid,omitempty"`
+	Serial    string    `json:"serial,omitempty"`
+	DUIDs     []string  `json:"duids,omitempty"` // hexadecimal, newest last, at most maxDUIDs
+	FirstSeen time.Time `json:"firstSeen,omitzero"`
+	LastSeen  time.Time `json:"lastSeen,omitzero"` // to the minute
+
+	Install Order  `json:"install"`
+	Boots   []Boot `json:"boots,omitempty"` // newest first, at most maxBoots
+
+	// Stage is the machine's own last word: of its API over mTLS, or of its
+	// event stream, which anyone on the link could forge and which therefore
+	// only makes the picture livelier.
+	Stage   Stage     `json:"stage,omitempty"`
+	StageAt time.Time `json:"stageAt,omitzero"`
+	// Ready is what the API said last, in stage running, since the newest boot
+	// began; APIAt is when it last answered with a certificate of our CA (to
+	// the minute).
+	Ready bool      `json:"ready,omitempty"`
+	APIAt time.Time `json:"apiAt,omitzero"`
+	// ConfigHash is the SHA-256 of the config last served, hexadecimal.
+	ConfigHash string    `json:"configHash,omitempty"`
+	ConfigAt   time.Time `json:"configAt,omitzero"`
+	// ConfigError is what Talos said of the config with ConfigErrorHash.
+	ConfigError     string    `json:"configError,omitempty"`
+	ConfigErrorHash string    `json:"configErrorHash,omitempty"`
+	ConfigErrorAt   time.Time `json:"configErrorAt,omitzero"`
+
+	Rev uint64 `json:"-"`
+}
+
+// Order counts a one-shot act. It is outstanding while Done < Ordered, and used
+// up by evidence only; serving something uses up nothing.
+type Order struct {
+	Ordered   uint64    `json:"ordered"`
+	OrderedAt time.Time `json:"orderedAt,omitzero"`
+	Done      uint64    `json:"done"`
+	DoneAt    time.Time `json:"doneAt,omitzero"`
+}
+
+// Outstanding reports whether the last order still waits for its evidence.
+func (o Order) Outstanding() bool { return o.Done < o.Ordered }
+
+// Boot is one attempt of a machine to boot over the network: from the
+// firmware's Solicit, or the script where that was not seen, to its API.
+// A zero time says that the step was not seen.
+type Boot struct {
+	Number uint64 `json:"number"` // counts up by one for each attempt
+	// Token is the secret in this boot's config URL, 128 random bits.
+	Token   string    `json:"token"`
+	MAC     MAC       `json:"mac"`
+	Client  Client    `json:"client,omitempty"`
+	Started time.Time `json:"started"`
+	// XIDs are the transactions that belong to this boot, newest last, at most
+	// maxXIDs: a packet that is repeated or overtaken begins no new boot.
+	XIDs      []uint32  `json:"xids,omitempty"`
+	Offered   time.Time `json:"offered,omitzero"`
+	Loader    time.Time `json:"loader,omitzero"`
+	Script    time.Time `json:"script,omitzero"`
+	Kernel    time.Time `json:"kernel,omitzero"`
+	Initramfs time.Time `json:"initramfs,omitzero"`
+	Config    time.Time `json:"config,omitzero"`
+	API       time.Time `json:"api,omitzero"`
+	Ready     time.Time `json:"ready,omitzero"`
+	// Plan is what was decided when the script, or the refusal, went out.
+	Plan Action `json:"plan,omitempty"`
+	// Order is the install order this boot serves, 0 for none.
+	Order uint64 `json:"order,omitempty"`
+	// ConfigFetches counts answered config requests; Talos retries.
+	ConfigFetches int        `json:"configFetches,omitempty"`
+	ConfigTo      netip.Addr `json:"configTo,omitzero"` // who fetched it first
+}
+
+const (
+	maxDUIDs = 8
+	maxBoots = 8
+	maxXIDs  = 8
+)
+
+// Current returns the newest boot, or nil.
+func (f *Facts) Current() *Boot {
+	if len(f.Boots) == 0 {
+		return nil
+	}
+	return &f.Boots[0]
+}
+
+// Clone returns a copy that shares nothing with f.
+func (f Facts) Clone() Facts {
+	f.DUIDs = slices.Clone(f.DUIDs)
+	f.Boots = slices.Clone(f.Boots)
+	for i := range f.Boots {
+		f.Boots[i].XIDs = slices.Clone(f.Boots[i].XIDs)
+	}
+	return f
+}
+
+// Stage is Talos' MachineStatus stage, in lower case
+// (pkg/machinery/resources/runtime/machinestage.go).
+type Stage string
+
+// The stages of Talos 1.13.
+const (
+	StageUnknown      Stage = "unknown"
+	StageBooting      Stage = "booting"
+	StageInstalling   Stage = "installing"
+	StageMaintenance  Stage = "maintenance"
+	StageRunning      Stage = "running"
+	StageRebooting    Stage = "rebooting"
+	StageShuttingDown Stage = "shutting down"
+	StageResetting    Stage = "resetting"
+	StageUpgrading    Stage = "upgrading"
+)
+
+// Stranger is a NIC that was seen and belongs to no registered machine.
+type Stranger struct {
+	MAC       MAC        `json:"mac"`
+	UUID      string     `json:"uuid,omitempty"`
+	Arch      Arch       `json:"arch,omitempty"`
+	Client    Client     `json:"client,omitempty"`
+	Relay     netip.Addr `json:"relay,omitzero"`
+	Subnet    string     `json:"subnet,omitempty"`
+	FirstSeen time.Time  `json:"firstSeen"`
+	LastSeen  time.Time  `json:"lastSeen"` // to the minute
+
+	Rev uint64 `json:"-"`
+}
+
+// Image is one set of boot assets: a Talos version and schematic for one
+// architecture. The bytes lie in the image folder, named by their hash.
+type Image struct {
+	Version   string    `json:"version"`             // v1.13.6
+	Schematic string    `json:"schematic,omitempty"` // empty: plain Talos
+	Arch      Arch      `json:"arch"`
+	Kernel    Blob      `json:"kernel"`
+	Initramfs Blob      `json:"initramfs"`
+	Created   time.Time `json:"created,omitzero"`
+
+	Rev uint64 `json:"-"`
+}
+
+// Blob is a file by content.
+type Blob struct {
+	SHA256 string `json:"sha256"` // 64 hexadecimal digits
+	Size   int64  `json:"size"`   // bytes
+}
+
+// ImageID is the key of an image: "v1.13.6/default/amd64".
+func ImageID(version, schematic string, arch Arch) string {
+	if schematic == "" {
+		schematic = "default"
+	}
+	return version + "/" + schematic + "/" + string(arch)
+}
+
+// ID is the image's key.
+func (i *Image) ID() string { return ImageID(i.Version, i.Schematic, i.Arch) }
+
+// Lease is an address handed out beside the stable one of a machine, or to a
+// stranger: to one IA of one client program on one NIC.
+type Lease struct {
+	Address netip.Addr `json:"address"`
+	MAC     MAC        `json:"mac"`
+	DUID    string     `json:"duid"` // hexadecimal
+	IAID    uint32     `json:"iaid"`
+	Machine string     `json:"machine,omitempty"` // empty: a stranger's
+	Expires time.Time  `json:"expires"`
+	// Declined is set when the client found somebody else on the address
+	// (RFC 8415 section 18.3.8); it is kept out of use until Expires.
+	Declined bool `json:"declined,omitempty"`
+
+	Rev uint64 `json:"-"`
+}
+
+// Rendered is what a machine's config looked like, redacted, newest first: the
+// one prepared last and the one before.
+type Rendered struct {
+	Machine  string            `json:"machine"`
+	Versions []RenderedVersion `json:"versions"`
+
+	Rev uint64 `json:"-"`
+}
+
+// RenderedVersion is one redacted config and the hash of its unredacted bytes.
+type RenderedVersion struct {
+	Hash string    `json:"hash"`
+	At   time.Time `json:"at"`
+	Text []byte    `json:"text"`
+}

@@ -1,0 +1,470 @@
+package inventory
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// KeeperConfig is what a Keeper needs to know beside its store.
+type KeeperConfig struct {
+	// Subnets must have passed [ValidateSubnets].
+	Subnets []Subnet
+	// MaxStrangers bounds the list of discovered NICs; the one not seen for
+	// longest makes room. 0 means 1024.
+	MaxStrangers int
+}
+
+// Keeper is the one writer of the inventory. Every change is loaded, decided by
+// a pure function and committed with one compare-and-swap; a change that lost
+// the race is decided again on what won. It is safe for concurrent use.
+type Keeper struct {
+	store   Store
+	subnets []Subnet
+
+	strangers strangers
+	watchers  watchers
+	clusters  decoded[Cluster]
+	images    decoded[Image]
+}
+
+// NewKeeper returns a Keeper on a store. It reads the list of strangers, which
+// is bounded; everything else is read when it is asked for, so that a large
+// inventory starts as fast as a small one.
+func NewKeeper(ctx context.Context, store Store, cfg KeeperConfig) (*Keeper, error) {
+	if cfg.MaxStrangers == 0 {
+		cfg.MaxStrangers = 1024
+	}
+	k := &Keeper{store: store, subnets: cfg.Subnets}
+	k.strangers.max = cfg.MaxStrangers
+	list, err := listAll[Stranger](ctx, store, BucketStrangers)
+	if err != nil {
+		return nil, err
+	}
+	k.strangers.load(list)
+	return k, nil
+}
+
+// maxTries bounds the retries of a compare-and-swap. Contention is on one
+// machine or one cluster, so a handful is plenty.
+const maxTries = 32
+
+// update runs a load-decide-commit cycle until it commits, fails, or has
+// nothing to write. An ambiguous commit is loaded and decided again: every
+// decision here is the same the second time if the first one stuck.
+func (k *Keeper) update(ctx context.Context, decide func() (Commit, error)) error {
+	var last error
+	for range maxTries {
+		c, err := decide()
+		if err != nil {
+			return err
+		}
+		if len(c.Writes) == 0 && len(c.Log) == 0 {
+			return nil
+		}
+		_, _, err = k.store.Commit(ctx, c)
+		switch {
+		case err == nil:
+			k.watchers.wake()
+			return nil
+		case errors.Is(err, ErrConflict) || errors.Is(err, ErrAmbiguous):
+			last = err
+		default:
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("giving up after %d tries: %w", maxTries, last)
+}
+
+// View returns what is known of the machine behind a NIC. For a stranger the
+// view's Machine is nil; that is no error. arch may be empty: then it is what
+// was learnt, else amd64.
+func (k *Keeper) View(ctx context.Context, mac MAC, arch Arch) (View, error) {
+	name, err := k.ownerOf(ctx, mac)
+	if err != nil || name == "" {
+		return View{}, err
+	}
+	v, err := k.viewOf(ctx, name, arch)
+	if errors.Is(err, ErrNotFound) { // removed between the two reads
+		return View{}, nil
+	}
+	return v, err
+}
+
+func (k *Keeper) ownerOf(ctx context.Context, mac MAC) (string, error) {
+	rec, err := k.store.Get(ctx, Key{BucketMACs, string(mac)})
+	if errors.Is(err, ErrNotFound) || err == nil && len(rec.Value) == 0 {
+		return "", nil
+	}
+	return string(rec.Value), err
+}
+
+// Machine returns the machine of a name, or of a MAC in any notation.
+func (k *Keeper) Machine(ctx context.Context, ref string) (View, error) {
+	name := ref
+	if mac, err := ParseMAC(ref); err == nil {
+		owner, err := k.ownerOf(ctx, mac)
+		if err != nil {
+			return View{}, err
+		}
+		if owner != "" {
+			name = owner
+		}
+	}
+	v, err := k.viewOf(ctx, name, "")
+	if errors.Is(err, ErrNotFound) {
+		return View{}, fmt.Errorf("machine %q: %w", ref, ErrNotFound)
+	}
+	return v, err
+}
+
+// MachineByAddress returns the machine that an address belongs to: its stable
+// address, a lease, or the EUI-64 link-local address of one of its NICs. The
+// view's Machine is nil when it is nobody's.
+func (k *Keeper) MachineByAddress(ctx context.Context, a netip.Addr) (View, error) {
+	a = a.Unmap().WithZone("")
+	if a.IsLinkLocalUnicast() {
+		if mac, ok := MACFromEUI64(a); ok {
+			return k.View(ctx, mac, "")
+		}
+		return View{}, nil
+	}
+	rec, err := k.store.Get(ctx, Key{BucketAddresses, a.String()})
+	if errors.Is(err, ErrNotFound) {
+		lease, lerr := getJSON[Lease](ctx, k.store, Key{BucketLeases, a.String()})
+		if errors.Is(lerr, ErrNotFound) {
+			return View{}, nil
+		}
+		if lerr != nil {
+			return View{}, lerr
+		}
+		return k.View(ctx, lease.MAC, "")
+	}
+	if err != nil {
+		return View{}, err
+	}
+	return k.viewOf(ctx, string(rec.Value), "")
+}
+
+// Machines lists machines by name, strictly after a name, at most limit (0: all).
+func (k *Keeper) Machines(ctx context.Context, after string, limit int) ([]View, error) {
+	recs, err := k.store.List(ctx, BucketMachines, after, limit)
+	if err != nil {
+		return nil, err
+	}
+	views := make([]View, 0, len(recs))
+	for _, rec := range recs {
+		v, err := k.complete(ctx, rec, "")
+		if err != nil {
+			return nil, err
+		}
+		views = append(views, v)
+	}
+	return views, nil
+}
+
+func (k *Keeper) viewOf(ctx context.Context, name string, arch Arch) (View, error) {
+	rec, err := k.store.Get(ctx, Key{BucketMachines, name})
+	if err != nil {
+		return View{}, err
+	}
+	return k.complete(ctx, rec, arch)
+}
+
+// complete reads what belongs to a machine record.
+func (k *Keeper) complete(ctx context.Context, rec Record, arch Arch) (View, error) {
+	m, err := decode[Machine](rec)
+	if err != nil {
+		return View{}, err
+	}
+	v := View{Machine: &m}
+	v.Facts, err = getJSON[Facts](ctx, k.store, Key{BucketFacts, m.Name})
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return View{}, err
+	}
+	v.Facts.Machine = m.Name
+	if m.Cluster == "" {
+		return v, nil
+	}
+	v.Cluster, err = k.clusters.get(ctx, k.store, Key{BucketClusters, m.Cluster})
+	if errors.Is(err, ErrNotFound) {
+		return v, nil
+	} else if err != nil {
+		return View{}, err
+	}
+	if arch == "" {
+		arch = v.Facts.Arch
+	}
+	if arch == "" {
+		arch = AMD64
+	}
+	version, schematic := v.Cluster.TalosVersion, v.Cluster.Schematic
+	if m.Image != "" {
+		version, schematic, _ = strings.Cut(m.Image, "/")
+	}
+	v.Wanted = ImageID(version, schematic, arch)
+	v.Image, err = k.images.get(ctx, k.store, Key{BucketImages, v.Wanted})
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return View{}, err
+	}
+	return v, nil
+}
+
+// Learnt returns the MAC that a DUID was last seen with, if that was one only.
+func (k *Keeper) Learnt(ctx context.Context, duid []byte) (MAC, bool) {
+	if !LearnableDUID(duid) {
+		return "", false
+	}
+	rec, err := k.store.Get(ctx, Key{BucketDUIDs, hex.EncodeToString(duid)})
+	if err != nil || string(rec.Value) == ambiguousDUID {
+		return "", false
+	}
+	return MAC(rec.Value), true
+}
+
+// ambiguousDUID marks a DUID that two machines sent: it names nobody.
+const ambiguousDUID = "-"
+
+// Record folds an event into the facts and commits them together with its line
+// in the event log. An event that changes nothing writes nothing. The facts are
+// durable when Record returns; the view it returns has them.
+//
+// An event is about a cluster's bootstrap when it names a Cluster, else about
+// the machine of its Machine or MAC; a MAC nobody registered is a stranger's.
+func (k *Keeper) Record(ctx context.Context, e Event) (View, error) {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	e.Time = e.Time.UTC()
+	if e.Token == "" {
+		e.Token = newToken()
+	}
+	var result View
+	err := k.update(ctx, func() (Commit, error) {
+		before, err := k.load(ctx, e)
+		if err != nil {
+			return Commit{}, err
+		}
+		if before.Machine == nil && before.Bootstrap == nil {
+			return k.strangers.record(ctx, k.store, e)
+		}
+		after, err := Apply(before, e)
+		if err != nil {
+			return Commit{}, err
+		}
+		result = after
+		return changes(ctx, k.store, before, after, e)
+	})
+	return result, err
+}
+
+func (k *Keeper) load(ctx context.Context, e Event) (v View, err error) {
+	switch {
+	case e.Machine != "":
+		v, err = k.viewOf(ctx, e.Machine, e.Arch)
+		if errors.Is(err, ErrNotFound) {
+			return View{}, fmt.Errorf("machine %q: %w", e.Machine, ErrNotFound)
+		}
+	case e.MAC != "":
+		v, err = k.View(ctx, e.MAC, e.Arch)
+	}
+	if err != nil || e.Cluster == "" {
+		return v, err
+	}
+	b, err := getJSON[Bootstrap](ctx, k.store, Key{BucketBootstraps, e.Cluster})
+	if err != nil {
+		return View{}, fmt.Errorf("bootstrap of cluster %q: %w", e.Cluster, err)
+	}
+	v.Bootstrap = &b
+	return v, nil
+}
+
+// changes is the commit that turns before into after: only what differs.
+func changes(ctx context.Context, store Store, before, after View, e Event) (Commit, error) {
+	var c Commit
+	logged := e.Kind == ConfigRefused || e.Kind == Reported && e.Message != ""
+	if after.Machine != nil {
+		e.Machine = after.Machine.Name
+		changed, err := c.putIfChanged(Key{BucketFacts, e.Machine}, before.Facts, after.Facts, before.Facts.Rev)
+		if err != nil {
+			return c, err
+		}
+		if b := bootOf(&after.Facts, e); b != nil {
+			e.Boot = b.Number
+		}
+		if changed {
+			// The machine must still be there, or its facts would outlive it.
+			c.Checks = append(c.Checks, Check{Key{BucketMachines, e.Machine}, before.Machine.Rev})
+			if err := learn(ctx, store, &c, before.Facts, after.Facts, e); err != nil {
+				return c, err
+			}
+		}
+		logged = logged || changed && notable(before.Facts, after.Facts, e)
+	}
+	if after.Bootstrap != nil {
+		e.Epoch = after.Bootstrap.Epoch
+		changed, err := c.putIfChanged(Key{BucketBootstraps, e.Cluster}, before.Bootstrap, after.Bootstrap, before.Bootstrap.Rev)
+		if err != nil {
+			return c, err
+		}
+		logged = logged || changed
+	}
+	if logged {
+		c.log(e)
+	}
+	return c, nil
+}
+
+// notable says whether a change is worth a line in the log: all but those that
+// only moved the time a machine was last heard of.
+func notable(before, after Facts, e Event) bool {
+	before.LastSeen, before.APIAt, before.Rev = after.LastSeen, after.APIAt, after.Rev
+	a, _ := json.Marshal(before)
+	b, _ := json.Marshal(after)
+	return !bytes.Equal(a, b)
+}
+
+// learn keeps the DUID index in step with the facts.
+func learn(ctx context.Context, store Store, c *Commit, before, after Facts, e Event) error {
+	for _, d := range before.DUIDs {
+		if !slices.Contains(after.DUIDs, d) {
+			c.Writes = append(c.Writes, Write{Key: Key{BucketDUIDs, d}})
+		}
+	}
+	for _, d := range after.DUIDs {
+		if slices.Contains(before.DUIDs, d) {
+			continue
+		}
+		raw, err := hex.DecodeString(d)
+		if err != nil || !LearnableDUID(raw) {
+			continue
+		}
+		key, owner := Key{BucketDUIDs, d}, string(e.MAC)
+		rec, err := store.Get(ctx, key)
+		if err == nil && string(rec.Value) != owner {
+			owner = ambiguousDUID
+		} else if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		c.Checks = append(c.Checks, Check{key, rec.Rev})
+		c.Writes = append(c.Writes, Write{key, []byte(owner)})
+	}
+	return nil
+}
+
+func (c *Commit) putIfChanged(key Key, before, after any, rev uint64) (bool, error) {
+	a, err := json.Marshal(before)
+	if err != nil {
+		return false, err
+	}
+	b, err := json.Marshal(after)
+	if err != nil {
+		return false, err
+	}
+	if bytes.Equal(a, b) {
+		return false, nil
+	}
+	c.Checks = append(c.Checks, Check{key, rev})
+	c.Writes = append(c.Writes, Write{key, b})
+	return true, nil
+}
+
+func (c *Commit) put(key Key, value any, rev uint64) error {
+	b, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("encoding %s/%s: %w", key.Bucket, key.ID, err)
+	}
+	c.Checks = append(c.Checks, Check{key, rev})
+	c.Writes = append(c.Writes, Write{key, b})
+	return nil
+}
+
+func (c *Commit) log(e Event) {
+	b, err := json.Marshal(e)
+	if err != nil {
+		return // an Event has no value that cannot be encoded
+	}
+	c.Log = append(c.Log, b)
+}
+
+// newToken returns 128 random bits, safe in a URL path.
+func newToken() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return base64.RawURLEncoding.EncodeToString(b[:])
+}
+
+// Events returns up to limit events after an id, oldest first.
+func (k *Keeper) Events(ctx context.Context, after uint64, limit int) ([]Event, error) {
+	return events(k.store.Log(ctx, after, limit))
+}
+
+// EventsTail returns the newest events, oldest first.
+func (k *Keeper) EventsTail(ctx context.Context, limit int) ([]Event, error) {
+	return events(k.store.LogTail(ctx, limit))
+}
+
+func events(entries []LogEntry, err error) ([]Event, error) {
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Event, 0, len(entries))
+	for _, l := range entries {
+		var e Event
+		if err := json.Unmarshal(l.Value, &e); err != nil {
+			return nil, fmt.Errorf("event %d: %w", l.ID, err)
+		}
+		e.ID = l.ID
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+// Watch returns a channel that receives after each commit (several may be one
+// wake-up), and a function that ends it.
+func (k *Keeper) Watch() (<-chan struct{}, func()) { return k.watchers.add() }
+
+// watchers wakes whoever waits for a change.
+type watchers struct {
+	mu  sync.Mutex
+	set map[chan struct{}]struct{}
+}
+
+func (w *watchers) add() (<-chan struct{}, func()) {
+	ch := make(chan struct{}, 1)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.set == nil {
+		w.set = map[chan struct{}]struct{}{}
+	}
+	w.set[ch] = struct{}{}
+	return ch, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.set, ch)
+	}
+}
+
+func (w *watchers) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for ch := range w.set {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package inventory
+
+import (
+	"fmt"
+	"time"
+)
+
+// Phase is what an operator sees of a machine. It is derived, never stored.
+type Phase string
+
+// The phases, in the order a machine passes them.
+const (
+	PhaseDiscovered  Phase = "discovered"  // seen, not registered
+	PhaseRegistered  Phase = "registered"  // registered, not seen booting
+	PhaseOffered     Phase = "offered"     // has an address and a boot URL
+	PhaseLoading     Phase = "loading"     // reads loader, script, kernel, initramfs
+	PhaseConfiguring Phase = "configuring" // Talos runs from memory and should fetch its config
+	PhaseInstalling  Phase = "installing"  // has its config; installs and reboots
+	PhaseBooting     Phase = "booting"     // installed system comes up
+	PhaseReady       Phase = "ready"       // running and ready, by its own API
+	PhaseStalled     Phase = "stalled"     // longer in a phase than it should
+	PhaseFailed      Phase = "failed"      // said itself that it cannot go on
+)
+
+// State is a phase with its beginning and the reason a person would ask for.
+type State struct {
+	Phase  Phase     `json:"phase"`
+	Since  time.Time `json:"since,omitzero"`
+	Reason string    `json:"reason,omitempty"`
+	// Stalled is the phase a stalled machine is stuck in.
+	Stalled Phase `json:"stalledIn,omitempty"`
+}
+
+// StallAfter is how long a phase may last before the machine counts as stalled.
+// The times are for real hardware: an installer image may take long to pull.
+func StallAfter(p Phase) time.Duration {
+	switch p {
+	case PhaseOffered:
+		return 3 * time.Minute
+	case PhaseLoading:
+		return 10 * time.Minute
+	case PhaseConfiguring:
+		return 10 * time.Minute
+	case PhaseInstalling:
+		return 30 * time.Minute
+	case PhaseBooting:
+		return 20 * time.Minute
+	}
+	return 0
+}
+
+// stallReason is the likely cause, from what is missing.
+func stallReason(p Phase) string {
+	switch p {
+	case PhaseOffered:
+		return "got an address and a boot URL but never fetched the loader: is TFTP or HTTP to us blocked?"
+	case PhaseLoading:
+		return "began to load and stopped: is HTTP to us blocked, or the link lossy?"
+	case PhaseConfiguring:
+		return "read kernel and initramfs but never fetched its config: Talos found no network; see its console"
+	case PhaseInstalling:
+		return "has its config but its API does not answer: is the installer image reachable from the machine?"
+	case PhaseBooting:
+		return "its API answers but it is not ready: see its unmet conditions"
+	}
+	return ""
+}
+
+// PhaseOf derives the state of a registered machine at an instant.
+func PhaseOf(v View, now time.Time) State {
+	if v.Machine == nil {
+		return State{Phase: PhaseDiscovered, Since: v.Facts.FirstSeen}
+	}
+	s := progress(v)
+	if limit := StallAfter(s.Phase); limit > 0 && now.Sub(s.Since) > limit {
+		return State{Phase: PhaseStalled, Stalled: s.Phase, Since: s.Since, Reason: stallReason(s.Phase)}
+	}
+	return s
+}
+
+// progress is PhaseOf without the clock.
+func progress(v View) State {
+	f := &v.Facts
+	b := f.Current()
+	switch {
+	case b == nil && f.APIAt.IsZero():
+		return State{Phase: PhaseRegistered, Since: v.Machine.Created, Reason: PlanBoot(v).Reason}
+	case f.Ready:
+		return State{Phase: PhaseReady, Since: f.StageAt}
+	case b == nil:
+		return State{Phase: PhaseBooting, Since: f.APIAt, Reason: stageReason(f)}
+	case b.Plan == Disk || !b.API.IsZero():
+		return State{Phase: PhaseBooting, Since: latest(b.Started, b.API), Reason: stageReason(f)}
+	case !b.Config.IsZero() && f.ConfigErrorHash == f.ConfigHash && f.ConfigError != "":
+		return State{Phase: PhaseFailed, Since: f.ConfigErrorAt, Reason: f.ConfigError}
+	case !b.Config.IsZero():
+		return State{Phase: PhaseInstalling, Since: b.Config, Reason: stageReason(f)}
+	case !b.Initramfs.IsZero():
+		return State{Phase: PhaseConfiguring, Since: b.Initramfs}
+	case !b.Loader.IsZero() || !b.Script.IsZero() || !b.Kernel.IsZero():
+		return State{Phase: PhaseLoading, Since: latest(b.Loader, b.Script, b.Kernel)}
+	case b.Plan == Hold:
+		return State{Phase: PhaseRegistered, Since: b.Started, Reason: PlanBoot(v).Reason}
+	}
+	return State{Phase: PhaseOffered, Since: latest(b.Started, b.Offered)}
+}
+
+func stageReason(f *Facts) string {
+	if f.Stage == "" {
+		return ""
+	}
+	return fmt.Sprintf("Talos says %q", string(f.Stage))
+}
+
+func latest(ts ...time.Time) time.Time {
+	var l time.Time
+	for _, t := range ts {
+		if t.After(l) {
+			l = t
+		}
+	}
+	return l
+}

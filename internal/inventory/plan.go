@@ -1,0 +1,52 @@
+package inventory
+
+import "fmt"
+
+// Action is what a booting machine is to do.
+type Action string
+
+// The actions a plan can name.
+const (
+	Ignore  Action = "ignore"  // say nothing that concerns booting
+	Hold    Action = "hold"    // an address, but no boot URL, script or config
+	Install Action = "install" // netboot Talos and hand out the config
+	Disk    Action = "disk"    // fall through to the disk at once
+)
+
+// Plan is the boot decision with its reason, in the words an operator reads in
+// the log, the API and on the page.
+type Plan struct {
+	Action Action `json:"action"`
+	Reason string `json:"reason"`
+}
+
+// View is what one decision looks at: one machine (or none, for a stranger)
+// and what belongs to it.
+type View struct {
+	Machine   *Machine
+	Facts     Facts
+	Cluster   *Cluster // nil: the machine names none, or one that does not exist
+	Bootstrap *Bootstrap
+	// Image is the boot image for the machine's architecture, nil when it was
+	// not imported. Wanted is its id, for the reason.
+	Image  *Image
+	Wanted string
+}
+
+// PlanBoot is the one boot decision. DHCPv6, TFTP, the boot script and the
+// config URL all ask it, so that none can forget what another enforces.
+func PlanBoot(v View) Plan {
+	switch m := v.Machine; {
+	case m == nil:
+		return Plan{Hold, "this MAC is not registered"}
+	case m.Cluster == "":
+		return Plan{Hold, m.Name + " belongs to no cluster"}
+	case v.Cluster == nil:
+		return Plan{Hold, fmt.Sprintf("cluster %s of %s does not exist", m.Cluster, m.Name)}
+	case !v.Facts.Install.Outstanding():
+		return Plan{Disk, fmt.Sprintf("installed (order %d, %s)", v.Facts.Install.Done, v.Facts.Install.DoneAt.UTC().Format("2006-01-02 15:04:05Z"))}
+	case v.Image == nil && v.Wanted != "":
+		return Plan{Hold, fmt.Sprintf("boot image %s is not imported", v.Wanted)}
+	}
+	return Plan{Install, fmt.Sprintf("install order %d is outstanding", v.Facts.Install.Ordered)}
+}
