@@ -1,0 +1,436 @@
+// Package boltstore keeps the inventory in one bbolt file.
+package boltstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// SchemaVersion is what this build reads and writes. A file of a newer one is
+// refused and left alone.
+const SchemaVersion = 1
+
+var (
+	bucketRecords = []byte("records") // holds one nested bucket for each inventory.Bucket
+	bucketLog     = []byte("log")     // big-endian id → entry
+	bucketStore   = []byte("store")   // schema, revision
+	keySchema     = []byte("schema")
+	keyRevision   = []byte("revision")
+)
+
+// Options tune a store. The zero value is what a daemon wants.
+type Options struct {
+	// LockWait is how long to wait for another process to let go of the file.
+	// 0 means 1 s.
+	LockWait time.Duration
+	// LogEntries bounds the event log; the oldest go first. 0 means 100,000.
+	LogEntries int
+	// NoSync skips fsync. For benchmarks and simulations that may lose data.
+	NoSync bool
+}
+
+// Store is an inventory.Store in a bbolt file. Concurrent commits share one
+// transaction and one fsync: they queue up while a sync runs, and the next
+// transaction takes all that waited.
+type Store struct {
+	db  *bbolt.DB
+	max uint64
+
+	mu      sync.Mutex
+	queue   []*request
+	writing bool
+}
+
+type request struct {
+	commit inventory.Commit
+	done   chan struct{}
+	rev    uint64
+	logID  uint64
+	err    error
+}
+
+// Open opens or creates the file. Errors say which file and what to do: it is
+// locked by another process, it was written by a newer version, it is not a
+// database.
+func Open(path string, opts Options) (*Store, error) {
+	if opts.LockWait == 0 {
+		opts.LockWait = time.Second
+	}
+	if opts.LogEntries == 0 {
+		opts.LogEntries = 100_000
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout:        opts.LockWait,
+		FreelistType:   bbolt.FreelistMapType,
+		NoFreelistSync: true,
+		NoSync:         opts.NoSync,
+	})
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, fmt.Errorf("database %s is locked: another provisiond runs on it; stop that one first", path)
+	case errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrVersionMismatch) || errors.Is(err, bolterrors.ErrChecksum):
+		return nil, fmt.Errorf("database %s is not a provisiond database or is damaged (%w); restore a backup with: provisiond restore", path, err)
+	case err != nil:
+		return nil, fmt.Errorf("opening database %s: %w", path, err)
+	}
+	s := &Store{db: db, max: uint64(opts.LogEntries)}
+	if err := s.prepare(path); err != nil {
+		_ = db.Close() // the first error says more
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Store) prepare(path string) error {
+	var schema uint64
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		if b := tx.Bucket(bucketStore); b != nil {
+			schema = number(b.Get(keySchema))
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("reading database %s: %w", path, err)
+	}
+	if schema > SchemaVersion {
+		return fmt.Errorf("database %s has schema %d and this provisiond knows only %d: run the newer provisiond, or restore a backup made by this one", path, schema, SchemaVersion)
+	}
+	if schema == SchemaVersion {
+		return nil
+	}
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		records, err := tx.CreateBucketIfNotExists(bucketRecords)
+		if err != nil {
+			return err
+		}
+		for _, name := range inventory.Buckets() {
+			if _, err := records.CreateBucketIfNotExists([]byte(name)); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.CreateBucketIfNotExists(bucketLog); err != nil {
+			return err
+		}
+		meta, err := tx.CreateBucketIfNotExists(bucketStore)
+		if err != nil {
+			return err
+		}
+		return meta.Put(keySchema, binary.BigEndian.AppendUint64(nil, SchemaVersion))
+	})
+	if err != nil {
+		return fmt.Errorf("preparing database %s: %w", path, full(err))
+	}
+	return nil
+}
+
+// Get implements inventory.Store.
+func (s *Store) Get(_ context.Context, key inventory.Key) (rec inventory.Record, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		b, err := recordsOf(tx, key.Bucket)
+		if err != nil {
+			return err
+		}
+		raw := b.Get([]byte(key.ID))
+		if raw == nil {
+			return inventory.ErrNotFound
+		}
+		rec = record(key, raw)
+		return nil
+	})
+	return rec, err
+}
+
+// List implements inventory.Store.
+func (s *Store) List(ctx context.Context, bucket inventory.Bucket, after string, limit int) (recs []inventory.Record, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		b, err := recordsOf(tx, bucket)
+		if err != nil {
+			return err
+		}
+		c := b.Cursor()
+		k, v := c.Seek([]byte(after))
+		if k != nil && string(k) == after {
+			k, v = c.Next()
+		}
+		for ; k != nil && (limit <= 0 || len(recs) < limit); k, v = c.Next() {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			recs = append(recs, record(inventory.Key{Bucket: bucket, ID: string(k)}, v))
+		}
+		return nil
+	})
+	return recs, err
+}
+
+// Commit implements inventory.Store.
+func (s *Store) Commit(ctx context.Context, c inventory.Commit) (rev, logID uint64, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, 0, err
+	}
+	r := &request{commit: c, done: make(chan struct{})}
+	s.mu.Lock()
+	s.queue = append(s.queue, r)
+	lead := !s.writing
+	s.writing = true
+	s.mu.Unlock()
+	if lead {
+		s.drain()
+	}
+	// Once queued it will be tried, whatever becomes of ctx: returning early
+	// would leave the caller guessing.
+	<-r.done
+	return r.rev, r.logID, r.err
+}
+
+// drain writes what is queued, batch after batch, until nothing is left. It
+// runs in the goroutine of whoever found the store idle.
+func (s *Store) drain() {
+	for {
+		s.mu.Lock()
+		batch := s.queue
+		s.queue = nil
+		if len(batch) == 0 {
+			s.writing = false
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
+		s.write(batch)
+	}
+}
+
+// write applies a batch in one transaction. A commit whose check fails is left
+// out; it touched nothing, since checks come before writes.
+func (s *Store) write(batch []*request) {
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		for _, r := range batch {
+			if r.err = s.apply(tx, r); r.err != nil && !errors.Is(r.err, inventory.ErrConflict) {
+				return r.err
+			}
+		}
+		return nil
+	})
+	for _, r := range batch {
+		if err != nil && !errors.Is(r.err, inventory.ErrConflict) {
+			r.err = full(err)
+		}
+		close(r.done)
+	}
+}
+
+func (s *Store) apply(tx *bbolt.Tx, r *request) error {
+	for _, check := range r.commit.Checks {
+		b, err := recordsOf(tx, check.Key.Bucket)
+		if err != nil {
+			return err
+		}
+		if have := revOf(b.Get([]byte(check.Key.ID))); have != check.Rev {
+			return fmt.Errorf("%s/%s is at revision %d, not %d: %w", check.Key.Bucket, check.Key.ID, have, check.Rev, inventory.ErrConflict)
+		}
+	}
+	meta := tx.Bucket(bucketStore)
+	rev := number(meta.Get(keyRevision)) + 1
+	if err := meta.Put(keyRevision, binary.BigEndian.AppendUint64(nil, rev)); err != nil {
+		return err
+	}
+	for _, w := range r.commit.Writes {
+		b, err := recordsOf(tx, w.Key.Bucket)
+		if err != nil {
+			return err
+		}
+		if w.Value == nil {
+			err = b.Delete([]byte(w.Key.ID))
+		} else {
+			err = b.Put([]byte(w.Key.ID), append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(w.Value)), rev), w.Value...))
+		}
+		if err != nil {
+			return fmt.Errorf("writing %s/%s: %w", w.Key.Bucket, w.Key.ID, err)
+		}
+	}
+	r.rev = rev
+	return s.appendLog(tx, r)
+}
+
+func (s *Store) appendLog(tx *bbolt.Tx, r *request) error {
+	log := tx.Bucket(bucketLog)
+	log.FillPercent = 0.9 // ids only grow
+	for i, entry := range r.commit.Log {
+		id, err := log.NextSequence()
+		if err != nil {
+			return err
+		}
+		if i == 0 {
+			r.logID = id
+		}
+		if err := log.Put(binary.BigEndian.AppendUint64(nil, id), entry); err != nil {
+			return err
+		}
+		// One out for each one in keeps the log at its bound.
+		if c := log.Cursor(); id > s.max {
+			if k, _ := c.First(); k != nil && number(k) <= id-s.max {
+				if err := c.Delete(); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Log implements inventory.Store.
+func (s *Store) Log(_ context.Context, after uint64, limit int) (entries []inventory.LogEntry, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		c := tx.Bucket(bucketLog).Cursor()
+		for k, v := c.Seek(binary.BigEndian.AppendUint64(nil, after+1)); k != nil && (limit <= 0 || len(entries) < limit); k, v = c.Next() {
+			entries = append(entries, inventory.LogEntry{ID: number(k), Value: append([]byte(nil), v...)})
+		}
+		return nil
+	})
+	return entries, err
+}
+
+// LogTail implements inventory.Store.
+func (s *Store) LogTail(ctx context.Context, limit int) ([]inventory.LogEntry, error) {
+	var last uint64
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		last = tx.Bucket(bucketLog).Sequence()
+		return nil
+	})
+	if err != nil || limit <= 0 {
+		return nil, err
+	}
+	return s.Log(ctx, last-min(last, uint64(limit)), limit)
+}
+
+// Backup implements inventory.Store: a copy that Open can open, made inside one
+// read transaction.
+func (s *Store) Backup(_ context.Context, w io.Writer) error {
+	return s.db.View(func(tx *bbolt.Tx) error {
+		_, err := tx.WriteTo(w)
+		return err
+	})
+}
+
+// Close implements inventory.Store.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Restore puts the backup at from in place of the database at path, which must
+// not be in use. The backup is opened and checked first, page by page; the
+// database it replaces is kept beside it with the suffix .before-restore.
+func Restore(path, from string) error {
+	tmp := path + ".restoring"
+	if err := copyFile(tmp, from); err != nil {
+		return fmt.Errorf("reading backup %s: %w", from, full(err))
+	}
+	defer func() { _ = os.Remove(tmp) }() // gone already when all went well
+	if err := verify(tmp); err != nil {
+		return fmt.Errorf("backup %s: %w", from, err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		current, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
+		if errors.Is(err, bolterrors.ErrTimeout) {
+			return fmt.Errorf("database %s is in use: stop provisiond first", path)
+		}
+		if err == nil {
+			if err := current.Close(); err != nil {
+				return err
+			}
+		}
+		if err := os.Rename(path, path+".before-restore"); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+func verify(path string) error {
+	s, err := Open(path, Options{})
+	if err != nil {
+		return err
+	}
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		var first error
+		for err := range tx.Check() {
+			if first == nil {
+				first = fmt.Errorf("damaged: %w", err)
+			}
+		}
+		return first
+	})
+	return errors.Join(err, s.Close())
+}
+
+func copyFile(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close() //nolint:errcheck // read only
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Sync(), out.Close())
+}
+
+func recordsOf(tx *bbolt.Tx, bucket inventory.Bucket) (*bbolt.Bucket, error) {
+	b := tx.Bucket(bucketRecords).Bucket([]byte(bucket))
+	if b == nil {
+		return nil, fmt.Errorf("bucket %q does not exist in this schema", bucket)
+	}
+	return b, nil
+}
+
+// A stored value is its revision, 8 bytes big-endian, and the record.
+func record(key inventory.Key, raw []byte) inventory.Record {
+	return inventory.Record{Key: key, Rev: revOf(raw), Value: append([]byte(nil), raw[8:]...)}
+}
+
+func revOf(raw []byte) uint64 {
+	if len(raw) < 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(raw)
+}
+
+func number(b []byte) uint64 {
+	if len(b) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b)
+}
+
+// full names the one disk error that callers handle: the disk that is full.
+// Any other failure of a commit may or may not have reached the disk.
+func full(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", inventory.ErrFull, err)
+	}
+	var sys syscall.Errno
+	if errors.As(err, &sys) {
+		return fmt.Errorf("%w: %w", inventory.ErrAmbiguous, err)
+	}
+	return err
+}

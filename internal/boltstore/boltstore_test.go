@@ -1,0 +1,164 @@
+package boltstore_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/provisiond/provisiond/internal/boltstore"
+	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/inventory/storetest"
+)
+
+func open(t *testing.T, dir string) inventory.Store {
+	t.Helper()
+	s, err := boltstore.Open(filepath.Join(dir, "db"), boltstore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func TestStore(t *testing.T) { storetest.Run(t, open) }
+
+func commit(t *testing.T, s inventory.Store, id, value string) {
+	t.Helper()
+	_, _, err := s.Commit(t.Context(), inventory.Commit{
+		Writes: []inventory.Write{{Key: inventory.Key{Bucket: inventory.BucketMachines, ID: id}, Value: []byte(value)}},
+		Log:    [][]byte{[]byte(id)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLockedIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	open(t, dir)
+	_, err := boltstore.Open(filepath.Join(dir, "db"), boltstore.Options{LockWait: 1})
+	if err == nil || !strings.Contains(err.Error(), "another provisiond") {
+		t.Fatalf("opening a locked database: %v", err)
+	}
+}
+
+func TestNewerSchemaIsRefusedAndLeftAlone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s, err := boltstore.Open(path, boltstore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("store")).Put([]byte("schema"), binary.BigEndian.AppendUint64(nil, boltstore.SchemaVersion+1))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = boltstore.Open(path, boltstore.Options{}); err == nil || !strings.Contains(err.Error(), "newer provisiond") {
+		t.Fatalf("opening a newer schema: %v", err)
+	}
+	after, err := os.ReadFile(path)
+	if err != nil || !bytes.Equal(before, after) {
+		t.Fatalf("the refused file was changed (%v)", err)
+	}
+}
+
+func TestNotADatabaseIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("not a database "), 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := boltstore.Open(path, boltstore.Options{}); err == nil || !strings.Contains(err.Error(), "restore") {
+		t.Fatalf("opening junk: %v", err)
+	}
+}
+
+func TestLogIsBounded(t *testing.T) {
+	s, err := boltstore.Open(filepath.Join(t.TempDir(), "db"), boltstore.Options{LogEntries: 10, NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close() //nolint:errcheck // a test
+	for i := range 35 {
+		commit(t, s, fmt.Sprint("m", i), "x")
+	}
+	entries, err := s.Log(t.Context(), 0, 0)
+	if err != nil || len(entries) != 10 || string(entries[0].Value) != "m25" || string(entries[9].Value) != "m34" {
+		t.Fatalf("log holds %d entries (%v), want the newest 10", len(entries), err)
+	}
+}
+
+func TestBackupAndRestore(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	commit(t, s, "a", "before")
+	copied := filepath.Join(dir, "backup")
+	f, err := os.Create(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Backup(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, s, "a", "after")
+	if err := boltstore.Restore(filepath.Join(dir, "db"), copied); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Fatalf("restoring under a running daemon: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := boltstore.Restore(filepath.Join(dir, "db"), copied); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir)
+	rec, err := s.Get(t.Context(), inventory.Key{Bucket: inventory.BucketMachines, ID: "a"})
+	if err != nil || string(rec.Value) != "before" {
+		t.Fatalf("restored record is %q, %v", rec.Value, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "db.before-restore")); err != nil {
+		t.Fatalf("the replaced database is gone: %v", err)
+	}
+}
+
+func TestRestoreRefusesDamage(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	commit(t, s, "a", "kept")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	bad := filepath.Join(dir, "bad")
+	if err := os.WriteFile(bad, bytes.Repeat([]byte{7}, 1<<16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := boltstore.Restore(filepath.Join(dir, "db"), bad); err == nil {
+		t.Fatal("a damaged backup was restored")
+	}
+	s = open(t, dir)
+	if _, err := s.Get(t.Context(), inventory.Key{Bucket: inventory.BucketMachines, ID: "a"}); err != nil {
+		t.Fatalf("the database was lost: %v", err)
+	}
+}
