@@ -27,18 +27,18 @@ func Apply(v View, e Event) (View, error) {
 	}
 	if v.Machine != nil {
 		v.Facts = v.Facts.Clone()
-		applyMachine(&v.Facts, e)
+		applyMachine(&v.Facts, e, PlanBoot(v).Action)
 	}
 	return v, nil
 }
 
-func applyMachine(f *Facts, e Event) {
+func applyMachine(f *Facts, e Event, plan Action) {
 	switch e.Kind {
 	case Solicited:
 		seen(f, e)
 		switch e.Client {
 		case FirmwarePXE, FirmwareHTTP:
-			solicitedByFirmware(f, e)
+			solicitedByFirmware(f, e, plan)
 		case IPXE:
 			solicitedByIPXE(f, e)
 		}
@@ -108,18 +108,19 @@ func seen(f *Facts, e Event) {
 }
 
 // solicitedByFirmware begins a boot, unless the packet belongs to the current
-// one: it is a repeat, or the firmware tries its next boot option.
-func solicitedByFirmware(f *Facts, e Event) {
+// one: it is a repeat, or the firmware tries its next boot option. The plan is
+// kept here, because firmware that is sent to its disk leaves at the Advertise.
+func solicitedByFirmware(f *Facts, e Event, plan Action) {
 	b := f.Current()
 	if b == nil {
 		b = begin(f, e)
 	} else if !slices.Contains(b.XIDs, e.XID) {
-		moved := !b.Loader.IsZero() || !b.Script.IsZero() || b.Plan == Disk
+		moved := !b.Loader.IsZero() || !b.Script.IsZero() || !b.API.IsZero()
 		if moved || e.Time.Sub(latest(b.Started, b.Offered)) > newBootAfter {
 			b = begin(f, e)
 		}
 	}
-	b.Client, b.MAC = e.Client, e.MAC
+	b.Client, b.MAC, b.Plan = e.Client, e.MAC, plan
 	addXID(b, e.XID)
 }
 
@@ -127,7 +128,7 @@ func solicitedByFirmware(f *Facts, e Event) {
 // is the first to speak, so it begins a boot after one that got its config.
 func solicitedByIPXE(f *Facts, e Event) {
 	b := f.Current()
-	if b == nil || !slices.Contains(b.XIDs, e.XID) && (!b.Config.IsZero() || b.Plan == Disk) {
+	if b == nil || !slices.Contains(b.XIDs, e.XID) && (!b.Config.IsZero() || !b.API.IsZero()) {
 		b = begin(f, e)
 		b.Client = e.Client
 	}

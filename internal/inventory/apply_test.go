@@ -105,6 +105,8 @@ func TestApply(t *testing.T) {
 		{"power cut after the config: the order is still open", append(slices.Clone(first[:8]), solicit(9)), 2, Install},
 		{"a script served twice uses nothing up", append(slices.Clone(first[:5]), Event{Kind: ScriptServed, Plan: Install}), 1, Install},
 		{"netbooted again after the install", append(slices.Clone(first), solicit(9), Event{Kind: Offered, Plan: Disk}), 2, Disk},
+		{"sent to its disk, it tries its next boot option", append(slices.Clone(first), solicit(9), solicit(10)), 2, Disk},
+		{"and powered on once more later", append(slices.Clone(first), solicit(9), Event{Kind: APIAnswered, Stage: StageRunning, Ready: true}, solicit(10)), 3, Disk},
 		{"without DHCPv6 the script begins the boot", []Event{{Kind: ScriptServed, Plan: Install}}, 1, Install},
 		{"the next script after a config is the next boot", append(slices.Clone(first[:8]), Event{Kind: ScriptServed, Plan: Install}), 2, Install},
 		{"an event stream alone proves nothing", append(slices.Clone(first[:8]), Event{Kind: Reported, Stage: StageRunning, Ready: true}), 1, Install},
@@ -122,6 +124,19 @@ func TestApply(t *testing.T) {
 				t.Errorf("plan is %s (%s), want %s", p.Action, p.Reason, tt.action)
 			}
 		})
+	}
+}
+
+// TestDiskIsKnownFromTheSolicit: firmware that is sent to its disk leaves at
+// the Advertise, so that nothing more is heard of it before its API.
+func TestDiskIsKnownFromTheSolicit(t *testing.T) {
+	v := story(t, registered(), append(netboot(), solicit(9))...)
+	if s := PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseBooting {
+		t.Errorf("after the Solicit: %+v", s)
+	}
+	v = story(t, v, Event{Kind: APIAnswered, Stage: StageRunning, Ready: true, Time: t0.Add(time.Minute)})
+	if s := PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseReady {
+		t.Errorf("after its API: %+v", s)
 	}
 }
 

@@ -26,6 +26,13 @@ func (k *Keeper) Bind(ctx context.Context, b Binding) (Lease, error) {
 	now := time.Now().UTC()
 	lease := Lease{MAC: b.MAC, DUID: hex.EncodeToString(b.DUID), IAID: b.IAID, Machine: b.Machine, Expires: now.Add(b.Subnet.Valid)}
 	if b.Machine != "" && !b.Extra && b.Client != FirmwareStack && b.Subnet.Prefix.Contains(b.Stable) {
+		// A Renew names no more than its IA: it may be the firmware's own stack
+		// that holds a lease. Everybody else has the stable address.
+		if b.Client == OperatingSystem {
+			if held, err := k.slot(ctx, b, lease, now); err == nil && held.Rev != 0 && held.sameIA(lease) {
+				return held, nil
+			}
+		}
 		lease.Address = b.Stable
 		return lease, nil
 	}

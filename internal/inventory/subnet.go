@@ -142,6 +142,13 @@ func (s *Subnet) Validate() error {
 	if g := s.Gateway; g.IsValid() && (!g.Is6() || !g.IsLinkLocalUnicast() && !s.Prefix.Contains(g)) {
 		return fieldErr("gateway", "an address of the subnet, or the router's link-local one", "%s is not on the link", g)
 	}
+	for i, d := range s.Domains {
+		for label := range strings.SplitSeq(d, ".") {
+			if CheckName("", label) != nil || len(d) > 253 {
+				return fieldErr(fmt.Sprintf("domains[%d]", i), "a name such as rack1.example.net, without a dot at its end", "%q is not a domain", d)
+			}
+		}
+	}
 	if s.Preferred <= 0 || s.Valid < s.Preferred {
 		return fieldErr("lease", "preferred and valid lifetimes, such as 12h and 24h", "lifetimes %v and %v make no lease", s.Preferred, s.Valid)
 	}

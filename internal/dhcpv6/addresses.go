@@ -1,0 +1,145 @@
+package dhcpv6
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/insomniacslk/dhcp/dhcpv6"
+	"github.com/insomniacslk/dhcp/iana"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// assign answers every IA. It fails with dropRefused when a Solicit gets no
+// address because this client is not to have one: silence leaves the link to
+// another server, and a refusal would cost firmware the same minute.
+func (s *Server) assign(ctx context.Context, x *exchange, commit bool) ([]dhcpv6.Option, error) {
+	var out []dhcpv6.Option
+	var refused error
+	for i, ia := range x.ias {
+		if x.kind == dhcpv6.MessageTypeRequest && !onLink(ia.addrs, x.subnet) {
+			out = append(out, denied(ia.id, iana.StatusNotOnLink, "these addresses belong to another link"))
+			continue
+		}
+		lease, err := s.inv.Bind(ctx, x.binding(i, commit))
+		switch {
+		case err == nil:
+			if !lease.Address.Is6() {
+				return nil, fmt.Errorf("binding IA %08x of %s: got no address", ia.id, x.mac)
+			}
+			var stale []netip.Addr
+			if x.kind == dhcpv6.MessageTypeRenew || x.kind == dhcpv6.MessageTypeRebind {
+				stale = ia.addrs
+			}
+			out = append(out, leased(ia.id, lease.Address, stale, x.subnet))
+			x.addrs = append(x.addrs, lease.Address)
+		case errors.Is(err, inventory.ErrFull), errors.Is(err, inventory.ErrRefused):
+			refused = err
+			switch x.kind {
+			case dhcpv6.MessageTypeRenew:
+				out = append(out, denied(ia.id, iana.StatusNoBinding, "ask for a new address"))
+			case dhcpv6.MessageTypeRebind:
+				out = append(out, denied(ia.id, iana.StatusNoBinding, "ask for a new address", offLink(ia.addrs, x.subnet)...))
+			default:
+				out = append(out, denied(ia.id, iana.StatusNoAddrsAvail, "no address for this client"))
+			}
+		default:
+			return nil, fmt.Errorf("binding IA %08x of %s: %w", ia.id, x.mac, err)
+		}
+	}
+	if x.kind == dhcpv6.MessageTypeSolicit && len(x.addrs) == 0 && errors.Is(refused, inventory.ErrRefused) {
+		return nil, dropf(dropRefused, "%s: %w", x.mac, refused)
+	}
+	if refused != nil {
+		x.plan.Reason += "; no address: " + refused.Error()
+	}
+	for _, u := range x.unserved {
+		out = append(out, u.denied(x.kind))
+	}
+	return out, nil
+}
+
+// binding names the i-th IA of the message.
+func (x *exchange) binding(i int, commit bool) inventory.Binding {
+	b := inventory.Binding{
+		MAC: x.mac, DUID: x.clientID, IAID: x.ias[i].id, Client: x.client, Subnet: x.subnet,
+		Extra: i > 0, Commit: commit,
+	}
+	if m := x.view.Machine; m != nil {
+		b.Machine = m.Name
+		// A machine plugged into another segment gets an address of that one.
+		if x.subnet.Prefix.Contains(m.Address) {
+			b.Stable = m.Address
+		}
+	}
+	return b
+}
+
+// confirm says whether all addresses still fit the link (section 18.3.3).
+func (s *Server) confirm(x *exchange) (*dhcpv6.Message, error) {
+	n := 0
+	for _, ia := range x.ias {
+		n += len(ia.addrs)
+	}
+	if n == 0 {
+		return nil, dropf(dropInvalid, "%s without an address", x.kind)
+	}
+	r := s.reply(x.message, dhcpv6.MessageTypeReply, "", "")
+	for _, ia := range x.ias {
+		if !onLink(ia.addrs, x.subnet) {
+			r.AddOption(status(iana.StatusNotOnLink, "an address belongs to another link"))
+			return r, nil
+		}
+	}
+	r.AddOption(status(iana.StatusSuccess, ""))
+	return r, nil
+}
+
+// giveBack answers Release and Decline (sections 18.3.7 and 18.3.8).
+func (s *Server) giveBack(ctx context.Context, x *exchange) (*dhcpv6.Message, error) {
+	var err error
+	if x.view, err = s.inv.View(ctx, x.mac, x.arch); err != nil {
+		return nil, fmt.Errorf("looking up %s: %w", x.mac, err)
+	}
+	r := s.reply(x.message, dhcpv6.MessageTypeReply, "", "")
+	r.AddOption(status(iana.StatusSuccess, ""))
+	for i, ia := range x.ias {
+		b := x.binding(i, true)
+		if x.kind == dhcpv6.MessageTypeRelease {
+			err = s.inv.Release(ctx, b)
+		} else {
+			for _, a := range ia.addrs {
+				if err = s.inv.Decline(ctx, b, a); err != nil {
+					break
+				}
+			}
+		}
+		switch {
+		case err == nil:
+			x.addrs = append(x.addrs, ia.addrs...)
+		case errors.Is(err, inventory.ErrNotFound):
+			r.AddOption(denied(ia.id, iana.StatusNoBinding, "no such binding"))
+		default:
+			return nil, fmt.Errorf("%s of IA %08x of %s: %w", x.kind, ia.id, x.mac, err)
+		}
+	}
+	for _, u := range x.unserved {
+		r.AddOption(u.denied(x.kind))
+	}
+	s.decided(x, dhcpv6.MessageTypeReply)
+	return r, nil
+}
+
+func onLink(addrs []netip.Addr, n *inventory.Subnet) bool { return len(offLink(addrs, n)) == 0 }
+
+func offLink(addrs []netip.Addr, n *inventory.Subnet) []netip.Addr {
+	var off []netip.Addr
+	for _, a := range addrs {
+		if !n.Prefix.Contains(a) {
+			off = append(off, a)
+		}
+	}
+	return off
+}

@@ -1,0 +1,301 @@
+package dhcpv6
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+
+	"github.com/insomniacslk/dhcp/dhcpv6"
+	"github.com/insomniacslk/dhcp/iana"
+	"github.com/rs/zerolog"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// exchange is one client message with all that was found out about it.
+type exchange struct {
+	*message
+	in     packet
+	relays []relay // outermost first
+	subnet *inventory.Subnet
+	client inventory.Client
+	arch   inventory.Arch
+	mac    inventory.MAC
+	source inventory.Source
+	view   inventory.View
+	plan   inventory.Plan
+	url    string       // boot URL; empty: none, and plan says why
+	addrs  []netip.Addr // given, for the log
+}
+
+// handle decides the answer to one packet. Its only effects are those on the
+// inventory, and the log line of the decision. The error is a dropError, or
+// says what failed; the client will ask again.
+func (s *Server) handle(ctx context.Context, in packet) (answer, error) {
+	if len(in.data) > maxMessage {
+		return answer{}, dropf(dropOversized, "more than %d octets", maxMessage)
+	}
+	if a := in.src.Addr(); !a.Is6() || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || in.src.Port() == 0 {
+		return answer{}, dropf(dropSource, "nothing can be sent to %s", in.src)
+	}
+	relays, inner, err := unwrap(in.data)
+	if err != nil {
+		return answer{}, err
+	}
+	m, err := parseMessage(inner)
+	if err != nil {
+		return answer{}, err
+	}
+	if err := m.check(s.cfg.ServerDUID); err != nil {
+		return answer{}, err
+	}
+	x := &exchange{message: m, in: in, relays: relays}
+	var r *dhcpv6.Message
+	if len(relays) == 0 && in.dst.IsValid() && !in.dst.IsMulticast() {
+		r, err = s.useMulticast(x)
+	} else if err = s.identify(ctx, x); err == nil {
+		r, err = s.respond(ctx, x)
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	return x.answer(r), nil
+}
+
+// useMulticast answers a client that sent straight to the server's address,
+// which only the Server Unicast option would allow; it is never sent (RFC 8415
+// section 18.4; RFC 9915 did away with it).
+func (s *Server) useMulticast(x *exchange) (*dhcpv6.Message, error) {
+	if x.mustBeMulticast() {
+		return nil, dropf(dropUnicast, "%s to %s instead of ff02::1:2", x.kind, x.in.dst)
+	}
+	r := s.reply(x.message, dhcpv6.MessageTypeReply, "", "")
+	r.AddOption(status(iana.StatusUseMulticast, "send to ff02::1:2"))
+	return r, nil
+}
+
+// identify finds the subnet and the NIC.
+func (s *Server) identify(ctx context.Context, x *exchange) error {
+	x.client, x.arch = clientOf(x.message), archOf(x.archs)
+	if err := s.findSubnet(x); err != nil {
+		return err
+	}
+	e := inventory.Evidence{DUID: x.clientID}
+	if n := len(x.relays); n > 0 {
+		e.RelayPeer = x.relays[n-1].peer
+		e.RelayLinkLayer = x.relays[n-1].linkLayer
+	} else {
+		e.Source = x.in.src.Addr()
+	}
+	x.mac, x.source = inventory.Identify(e, nil)
+	if x.mac == "" {
+		if s.neighbours != nil && len(x.relays) == 0 {
+			e.Neighbour, _ = s.neighbours.Lookup(e.Source, x.in.ifindex)
+		}
+		x.mac, x.source = inventory.Identify(e, func(duid []byte) (inventory.MAC, bool) { return s.inv.Learnt(ctx, duid) })
+	}
+	if x.mac == "" {
+		if len(x.relays) > 0 {
+			return dropf(dropUnidentified, "the relay must add option 79 (RFC 6939): neither %s nor DUID %x names the NIC", e.RelayPeer, x.clientID)
+		}
+		return dropf(dropUnidentified, "neither %s, the neighbour table nor DUID %x names the NIC", e.Source, x.clientID)
+	}
+	return nil
+}
+
+// findSubnet chooses by the link-address closest to the client (RFC 8415
+// section 13.1), passing over relays that leave it unspecified (layer-2 relays,
+// RFC 6221), and by the receiving interface where there is none.
+func (s *Server) findSubnet(x *exchange) error {
+	for i := len(x.relays) - 1; i >= 0; i-- {
+		link := x.relays[i].link
+		if link.IsUnspecified() {
+			continue
+		}
+		for j := range s.cfg.Subnets {
+			if s.cfg.Subnets[j].Prefix.Contains(link) {
+				x.subnet = &s.cfg.Subnets[j]
+				return nil
+			}
+		}
+		return dropf(dropSubnet, "the relay's link-address %s is in no subnet", link)
+	}
+	for j := range s.cfg.Subnets {
+		if name := s.cfg.Subnets[j].Interface; name != "" && name == x.in.ifname {
+			x.subnet = &s.cfg.Subnets[j]
+			return nil
+		}
+	}
+	return dropf(dropSubnet, "no subnet is attached to interface %q", x.in.ifname)
+}
+
+// respond makes the answer to an identified client.
+func (s *Server) respond(ctx context.Context, x *exchange) (*dhcpv6.Message, error) {
+	switch x.kind {
+	case dhcpv6.MessageTypeConfirm:
+		return s.confirm(x)
+	case dhcpv6.MessageTypeRelease, dhcpv6.MessageTypeDecline:
+		return s.giveBack(ctx, x)
+	}
+	if err := s.decide(ctx, x); err != nil {
+		return nil, err
+	}
+	kind := dhcpv6.MessageTypeReply
+	rapid := x.kind == dhcpv6.MessageTypeSolicit && x.rapidCommit
+	if x.kind == dhcpv6.MessageTypeSolicit && !rapid {
+		kind = dhcpv6.MessageTypeAdvertise
+	}
+	ias, err := s.assign(ctx, x, kind == dhcpv6.MessageTypeReply)
+	if err != nil {
+		return nil, err
+	}
+	if boots(x.client) && kind == dhcpv6.MessageTypeReply && (rapid || x.kind == dhcpv6.MessageTypeRequest || x.kind == dhcpv6.MessageTypeInformationRequest) {
+		e := x.event(inventory.Offered)
+		e.Plan, e.Message = x.plan.Action, x.plan.Reason
+		if _, err := s.inv.Record(ctx, e); err != nil && x.plan.Action == inventory.Install {
+			return nil, fmt.Errorf("recording the offer to %s: %w", x.mac, err)
+		}
+	}
+	r := s.reply(x.message, kind, x.client, x.url)
+	if len(x.addrs) > 0 && kind == dhcpv6.MessageTypeAdvertise {
+		// Firmware then asks at once, not after 4 to 5 s of waiting for others.
+		r.AddOption(dhcpv6.OptPreference(255))
+	}
+	if rapid {
+		r.AddOption(raw(dhcpv6.OptionRapidCommit, nil))
+	}
+	addParameters(r, x.message, x.client, x.subnet)
+	for _, o := range ias {
+		r.AddOption(o)
+	}
+	s.decided(x, kind)
+	return r, nil
+}
+
+// decide asks for the boot decision. The view of a Solicit is the one that has
+// it recorded, so that an install rests on what is stored. Everything else goes
+// on without the record: a full disk here must keep no machine from its own.
+func (s *Server) decide(ctx context.Context, x *exchange) (err error) {
+	var unrecorded error
+	if x.kind == dhcpv6.MessageTypeSolicit || x.kind == dhcpv6.MessageTypeInformationRequest && x.client == inventory.IPXE {
+		x.view, unrecorded = s.inv.Record(ctx, x.event(inventory.Solicited))
+	}
+	if x.view.Machine == nil || unrecorded != nil {
+		if x.view, err = s.inv.View(ctx, x.mac, x.arch); err != nil {
+			return fmt.Errorf("looking up %s: %w", x.mac, err)
+		}
+	}
+	x.plan = inventory.PlanBoot(x.view)
+	if !boots(x.client) || x.plan.Action != inventory.Install {
+		return nil
+	}
+	if unrecorded != nil {
+		return fmt.Errorf("recording the Solicit of %s: %w", x.mac, unrecorded)
+	}
+	hold := func(format string, args ...any) error {
+		x.plan = inventory.Plan{Action: inventory.Hold, Reason: fmt.Sprintf(format, args...)}
+		return nil
+	}
+	switch {
+	case x.arch == "" && (len(x.archs) > 0 || x.client != inventory.IPXE):
+		return hold("Talos does not boot on architecture type %v: use UEFI on x86-64 or arm64", x.archs)
+	case !x.asked(dhcpv6.OptionBootfileURL):
+		return hold("it did not ask for a boot file URL (option 59)")
+	case s.cfg.Boot == nil:
+		return hold("no boot URLs are configured")
+	}
+	url, ok := s.cfg.Boot.URL(x.client, x.arch, x.mac)
+	if !ok || url == "" {
+		return hold("there is no boot file for %s on %s", x.client, x.arch)
+	}
+	x.url = url
+	return nil
+}
+
+// event describes x for the inventory.
+func (x *exchange) event(kind inventory.Kind) inventory.Event {
+	e := inventory.Event{
+		Kind: kind, MAC: x.mac, Client: x.client, Arch: x.arch, Source: x.source, Subnet: x.subnet.Name,
+		UUID: uuidOf(x.clientID, x.client),
+		XID:  uint32(x.xid[0])<<16 | uint32(x.xid[1])<<8 | uint32(x.xid[2]),
+		Peer: x.in.src.Addr(),
+	}
+	// Others name nobody, and some are new in every message (Talos' DUID-LLT).
+	if inventory.LearnableDUID(x.clientID) {
+		e.DUID = hex.EncodeToString(x.clientID)
+	}
+	if n := len(x.relays); n > 0 {
+		e.Peer, e.Relay = x.relays[n-1].peer, x.in.src.Addr()
+	}
+	return e
+}
+
+const (
+	clientPort = 546 // RFC 8415 section 7.2
+	serverPort = 547
+)
+
+// answer addresses r. A client is answered on port 546; the outermost relay on
+// 547, or on the port it sent from when it said so (option 135, RFC 8357). On
+// the loopback interface it is always the port that was sent from: no other
+// host can be there, and a test's relay cannot have port 547.
+func (x *exchange) answer(r *dhcpv6.Message) answer {
+	out := answer{data: wrap(x.relays, r)}
+	peer, port := x.in.src.Addr(), uint16(clientPort)
+	if len(x.relays) > 0 {
+		port = serverPort
+		if x.relays[0].port != nil {
+			port = x.in.src.Port()
+		}
+	}
+	if peer.IsLoopback() {
+		port = x.in.src.Port()
+	}
+	out.dst = netip.AddrPortFrom(peer, port)
+	if peer.IsLinkLocalUnicast() {
+		out.ifindex = x.in.ifindex
+	}
+	if x.in.dst.IsValid() && !x.in.dst.IsMulticast() {
+		out.src = x.in.dst
+		if x.in.dst.IsLinkLocalUnicast() {
+			out.ifindex = x.in.ifindex
+		}
+	}
+	return out
+}
+
+// decided writes the one log line of an answer. What only keeps a lease going
+// is for debugging.
+func (s *Server) decided(x *exchange, kind dhcpv6.MessageType) {
+	level := zerolog.InfoLevel
+	switch x.kind {
+	case dhcpv6.MessageTypeRenew, dhcpv6.MessageTypeRebind:
+		level = zerolog.DebugLevel
+	case dhcpv6.MessageTypeInformationRequest:
+		if !boots(x.client) {
+			level = zerolog.DebugLevel
+		}
+	case dhcpv6.MessageTypeDecline:
+		level = zerolog.WarnLevel
+	}
+	e := s.decisions.WithLevel(level).Str("mac", string(x.mac)).Str("source", string(x.source))
+	if m := x.view.Machine; m != nil {
+		e = e.Str("machine", m.Name)
+		if m.Address.IsValid() && !x.subnet.Prefix.Contains(m.Address) {
+			e = e.Stringer("notOnThisSubnet", m.Address)
+		}
+	}
+	e = e.Str("request", x.kind.String()).Stringer("xid", x.xid).Str("client", string(x.client)).
+		Str("arch", string(x.arch)).Str("subnet", x.subnet.Name)
+	if len(x.relays) > 0 {
+		e = e.Stringer("relay", x.in.src.Addr())
+	}
+	if len(x.addrs) > 0 {
+		e = e.Str("address", fmt.Sprint(x.addrs[0])).Int("addresses", len(x.addrs))
+	}
+	if boots(x.client) && x.plan.Action != "" {
+		e = e.Str("plan", string(x.plan.Action)).Str("url", x.url)
+	}
+	e.Str("reason", x.plan.Reason).Msg(kind.String())
+}

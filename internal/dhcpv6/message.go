@@ -1,0 +1,262 @@
+package dhcpv6
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+
+	"github.com/insomniacslk/dhcp/dhcpv6"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+const (
+	// maxMessage bounds a datagram in octets. Real ones stay under 1500: the
+	// largest relayed firmware Solicit seen has 300, and nine relays with long
+	// interface ids add less than 2000. Anything larger is not a boot.
+	maxMessage = 4096
+	// maxHops is HOP_COUNT_LIMIT (RFC 8415 section 7.6). Hop counts begin at 0,
+	// so that nine relays are the most a conforming chain can have.
+	maxHops = 8
+	// maxDUID is the longest DUID with its type (RFC 8415 section 11.1).
+	maxDUID = 130
+	// maxIAs and maxAddresses bound what one message can ask of the inventory.
+	maxIAs       = 8
+	maxAddresses = 8
+)
+
+// message is what a client said, reduced to what answers depend on.
+type message struct {
+	kind        dhcpv6.MessageType
+	xid         dhcpv6.TransactionID
+	clientID    []byte // DUID as sent; nil: none
+	serverID    []byte // nil: none
+	ias         []association
+	unserved    []unserved
+	wants       []dhcpv6.OptionCode // Option Request option
+	rapidCommit bool
+	archs       []uint16 // client system architecture types (RFC 5970 section 3.3)
+	vendorClass []byte   // option 16 after the enterprise number
+	userClass   []byte   // option 15 as sent
+}
+
+// association is an IA_NA (RFC 8415 section 21.4).
+type association struct {
+	id    uint32
+	addrs []netip.Addr
+}
+
+// unserved is an IA_TA or IA_PD: answered with a status, never with a lease.
+type unserved struct {
+	code dhcpv6.OptionCode
+	id   uint32
+}
+
+// relay is one Relay-forward header with the options that matter.
+type relay struct {
+	hops        uint8
+	link        netip.Addr
+	peer        netip.Addr
+	interfaceID []byte // option 18 as sent; nil: none
+	linkLayer   inventory.MAC
+	port        []byte // option 135 as sent (RFC 8357); nil: none
+}
+
+// unwrap takes Relay-forward headers off a packet, outermost first, and returns
+// them with the client's message. It does not recurse.
+func unwrap(b []byte) ([]relay, []byte, error) {
+	var relays []relay
+	for len(b) > 0 && dhcpv6.MessageType(b[0]) == dhcpv6.MessageTypeRelayForward {
+		if len(relays) > maxHops {
+			return nil, nil, dropf(dropRelays, "more than %d relays", maxHops+1)
+		}
+		if len(b) < dhcpv6.RelayHeaderSize {
+			return nil, nil, dropf(dropMalformed, "relay header of %d octets", len(b))
+		}
+		r := relay{
+			hops: b[1],
+			link: netip.AddrFrom16([16]byte(b[2:18])),
+			peer: netip.AddrFrom16([16]byte(b[18:34])),
+		}
+		if r.hops > maxHops {
+			return nil, nil, dropf(dropRelays, "hop count %d", r.hops)
+		}
+		opts, err := parseOptions(b[dhcpv6.RelayHeaderSize:])
+		if err != nil {
+			return nil, nil, err
+		}
+		r.interfaceID, _ = find(opts, dhcpv6.OptionInterfaceID)
+		r.port, _ = find(opts, dhcpv6.OptionRelayPort)
+		// Hardware type 1 is Ethernet (RFC 6939 section 4).
+		if v, ok := find(opts, dhcpv6.OptionClientLinkLayerAddr); ok && len(v) == 8 && v[0] == 0 && v[1] == 1 {
+			if mac, err := inventory.MACFromBytes(v[2:]); err == nil {
+				r.linkLayer = mac
+			}
+		}
+		inner, ok := find(opts, dhcpv6.OptionRelayMsg)
+		if !ok {
+			return nil, nil, dropf(dropMalformed, "relay message without a message")
+		}
+		relays, b = append(relays, r), inner
+	}
+	return relays, b, nil
+}
+
+// parseMessage reads a client message. Only what is needed is looked into: a
+// client that garbles an option nobody reads still boots.
+func parseMessage(b []byte) (*message, error) {
+	if len(b) < dhcpv6.MessageHeaderSize {
+		return nil, dropf(dropMalformed, "message of %d octets", len(b))
+	}
+	m := &message{kind: dhcpv6.MessageType(b[0]), xid: dhcpv6.TransactionID(b[1:4])}
+	if !answerable(m.kind) {
+		return nil, dropf(dropType, "%s is not a message for a server", m.kind)
+	}
+	opts, err := parseOptions(b[dhcpv6.MessageHeaderSize:])
+	if err != nil {
+		return nil, err
+	}
+	m.clientID, _ = find(opts, dhcpv6.OptionClientID)
+	m.serverID, _ = find(opts, dhcpv6.OptionServerID)
+	_, m.rapidCommit = find(opts, dhcpv6.OptionRapidCommit)
+	m.userClass, _ = find(opts, dhcpv6.OptionUserClass)
+	if v, ok := find(opts, dhcpv6.OptionVendorClass); ok && len(v) > 4 {
+		m.vendorClass = v[4:]
+	}
+	if v, ok := find(opts, dhcpv6.OptionClientArchType); ok {
+		for ; len(v) >= 2; v = v[2:] {
+			m.archs = append(m.archs, binary.BigEndian.Uint16(v))
+		}
+	}
+	for _, o := range opts {
+		v := o.ToBytes()
+		switch o.Code() {
+		case dhcpv6.OptionORO: // some clients send several
+			for ; len(v) >= 2; v = v[2:] {
+				m.wants = append(m.wants, dhcpv6.OptionCode(binary.BigEndian.Uint16(v)))
+			}
+		case dhcpv6.OptionIANA:
+			a, err := parseAssociation(v)
+			if err != nil {
+				return nil, err
+			}
+			same := func(b association) bool { return a.id == b.id }
+			if len(m.ias) < maxIAs && !slices.ContainsFunc(m.ias, same) {
+				m.ias = append(m.ias, a)
+			}
+		case dhcpv6.OptionIATA, dhcpv6.OptionIAPD:
+			if len(v) < 4 {
+				return nil, dropf(dropMalformed, "option %d of %d octets", o.Code(), len(v))
+			}
+			if len(m.unserved) < maxIAs {
+				m.unserved = append(m.unserved, unserved{o.Code(), binary.BigEndian.Uint32(v)})
+			}
+		}
+	}
+	return m, nil
+}
+
+func answerable(k dhcpv6.MessageType) bool {
+	switch k {
+	case dhcpv6.MessageTypeSolicit, dhcpv6.MessageTypeRequest, dhcpv6.MessageTypeConfirm,
+		dhcpv6.MessageTypeRenew, dhcpv6.MessageTypeRebind, dhcpv6.MessageTypeRelease,
+		dhcpv6.MessageTypeDecline, dhcpv6.MessageTypeInformationRequest:
+		return true
+	}
+	return false
+}
+
+func parseAssociation(v []byte) (association, error) {
+	if len(v) < 12 {
+		return association{}, dropf(dropMalformed, "IA_NA of %d octets", len(v))
+	}
+	a := association{id: binary.BigEndian.Uint32(v)}
+	opts, err := parseOptions(v[12:])
+	if err != nil {
+		return a, err
+	}
+	for _, o := range opts {
+		if o.Code() != dhcpv6.OptionIAAddr || len(a.addrs) == maxAddresses {
+			continue
+		}
+		v := o.ToBytes()
+		if len(v) < 24 {
+			return a, dropf(dropMalformed, "IA address of %d octets", len(v))
+		}
+		a.addrs = append(a.addrs, netip.AddrFrom16([16]byte(v[:16])))
+	}
+	return a, nil
+}
+
+// check applies RFC 8415 section 16: which messages must name a client, a
+// server, this server.
+func (m *message) check(serverDUID []byte) error {
+	if n := len(m.clientID); m.clientID != nil && (n < 3 || n > maxDUID) {
+		return dropf(dropInvalid, "%s with a client DUID of %d octets", m.kind, n)
+	}
+	if m.serverID != nil && !bytes.Equal(m.serverID, serverDUID) {
+		switch m.kind {
+		case dhcpv6.MessageTypeSolicit, dhcpv6.MessageTypeConfirm, dhcpv6.MessageTypeRebind:
+		default:
+			return dropf(dropOtherServer, "%s for server %x", m.kind, m.serverID)
+		}
+	}
+	if m.clientID == nil && m.kind != dhcpv6.MessageTypeInformationRequest {
+		return dropf(dropInvalid, "%s without a client DUID", m.kind)
+	}
+	switch m.kind {
+	case dhcpv6.MessageTypeSolicit, dhcpv6.MessageTypeConfirm, dhcpv6.MessageTypeRebind:
+		if m.serverID != nil {
+			return dropf(dropInvalid, "%s with a server DUID", m.kind)
+		}
+	case dhcpv6.MessageTypeInformationRequest:
+		if len(m.ias)+len(m.unserved) > 0 {
+			return dropf(dropInvalid, "%s with an IA", m.kind)
+		}
+	default:
+		if m.serverID == nil {
+			return dropf(dropInvalid, "%s without a server DUID", m.kind)
+		}
+	}
+	return nil
+}
+
+// mustBeMulticast reports whether section 16 discards the message when a client
+// sent it to a unicast address. The others get UseMulticast (section 18.4).
+func (m *message) mustBeMulticast() bool {
+	switch m.kind {
+	case dhcpv6.MessageTypeSolicit, dhcpv6.MessageTypeConfirm, dhcpv6.MessageTypeRebind, dhcpv6.MessageTypeInformationRequest:
+		return true
+	}
+	return false
+}
+
+// asked reports whether the client asked for an option.
+func (m *message) asked(code dhcpv6.OptionCode) bool { return slices.Contains(m.wants, code) }
+
+// parseOptions splits options without looking into them. The library's own
+// option parsers are not used on input: they recurse into relay messages as
+// deep as a packet nests them, and refuse the whole message for one odd option.
+func parseOptions(b []byte) (dhcpv6.Options, error) {
+	var opts dhcpv6.Options
+	err := opts.FromBytesWithParser(b, func(code dhcpv6.OptionCode, data []byte) (dhcpv6.Option, error) {
+		return &dhcpv6.OptionGeneric{OptionCode: code, OptionData: data}, nil
+	})
+	if err != nil {
+		return nil, dropf(dropMalformed, "options: %v", err)
+	}
+	return opts, nil
+}
+
+// find returns the value of the first option of a code, never nil when found.
+func find(opts dhcpv6.Options, code dhcpv6.OptionCode) ([]byte, bool) {
+	o := opts.GetOne(code)
+	if o == nil {
+		return nil, false
+	}
+	if v := o.ToBytes(); v != nil {
+		return v, true
+	}
+	return []byte{}, true
+}

@@ -1,0 +1,254 @@
+package dhcpv6
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/net/ipv6"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// Inventory is what the server asks and tells. [inventory.Keeper] is one. All
+// methods must be safe for concurrent use.
+type Inventory interface {
+	// View returns what is known of the machine behind a NIC; its Machine is nil
+	// for a stranger, which is no error. arch may be empty.
+	View(ctx context.Context, mac inventory.MAC, arch inventory.Arch) (inventory.View, error)
+	// Learnt returns the MAC a DUID was seen with earlier.
+	Learnt(ctx context.Context, duid []byte) (inventory.MAC, bool)
+	// Bind chooses the address of one IA: the same again for the same MAC, DUID
+	// and IAID. With Commit it is durable when Bind returns. Errors are ErrFull
+	// (no free address) and ErrRefused (this client gets none).
+	Bind(ctx context.Context, b inventory.Binding) (inventory.Lease, error)
+	// Release gives an IA's address back, and Decline reports that somebody else
+	// uses addr. Both return ErrNotFound when the IA has no such binding. They
+	// find it by MAC, DUID and IAID; Client is a guess in these messages.
+	Release(ctx context.Context, b inventory.Binding) error
+	Decline(ctx context.Context, b inventory.Binding, addr netip.Addr) error
+	// Record folds an event into the facts; they are durable when it returns.
+	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
+}
+
+// Neighbours is a neighbour table: the link-layer address of an on-link
+// address, if it is known. [KernelNeighbours] is one.
+type Neighbours interface {
+	Lookup(addr netip.Addr, ifindex int) (inventory.MAC, bool)
+}
+
+// BootURLs names what a client boots: tftp://[addr]/path for FirmwarePXE,
+// http://[addr]/path.efi for FirmwareHTTP, the script's URL for IPXE. It reports
+// false when there is no such file. arch is empty when iPXE did not tell. URLs
+// go out in clear and into the log: they must hold no secret.
+type BootURLs interface {
+	URL(client inventory.Client, arch inventory.Arch, mac inventory.MAC) (string, bool)
+}
+
+// Config is what a server needs to know.
+type Config struct {
+	// ServerDUID identifies the server for ever (RFC 8415 section 11), 3 to 130
+	// octets with the type. Clients that hold a lease ask for it by this name.
+	ServerDUID []byte
+	// Subnets must have passed [inventory.ValidateSubnets].
+	Subnets []inventory.Subnet
+	// Boot may be nil: then no client is given a URL.
+	Boot BootURLs
+}
+
+// Server is a DHCPv6 server.
+type Server struct {
+	cfg        Config
+	inv        Inventory
+	neighbours Neighbours
+	log        zerolog.Logger
+	decisions  zerolog.Logger // the same, sampled: a flood of packets is no flood of lines
+	drops      *drops
+}
+
+// maxDecisionsPerSecond bounds the log lines of answers. A rack of 100 machines
+// that is switched on at once needs four a machine, over half a minute.
+const maxDecisionsPerSecond = 200
+
+// New returns a server. neighbours may be nil: then a NIC is never looked up.
+func New(cfg Config, inv Inventory, neighbours Neighbours, log zerolog.Logger) *Server {
+	return &Server{
+		cfg: cfg, inv: inv, neighbours: neighbours, log: log, drops: newDrops(),
+		decisions: log.Sample(&zerolog.BurstSampler{Burst: maxDecisionsPerSecond, Period: time.Second}),
+	}
+}
+
+const (
+	// queueLength is how many packets wait for a worker. Firmware asks again
+	// after a second, so that a longer queue would hold repeats only.
+	queueLength = 1024
+	// answerWithin bounds the work on one packet. By then its client has asked
+	// again.
+	answerWithin = 5 * time.Second
+	// retryRead is the pause after a failed read that was not the end.
+	retryRead = 100 * time.Millisecond
+)
+
+// packet is a datagram as it arrived.
+type packet struct {
+	data    []byte
+	src     netip.AddrPort // the zone is dropped: ifindex says it
+	dst     netip.Addr     // invalid: not known
+	ifindex int
+	ifname  string
+}
+
+// answer is a datagram to be sent.
+type answer struct {
+	data    []byte
+	dst     netip.AddrPort
+	src     netip.Addr // invalid: the kernel chooses
+	ifindex int        // 0: the routing table chooses
+}
+
+// Serve answers packets from conn, a UDP socket such as [Listen] returns, until
+// ctx ends; then it returns nil. It closes conn and leaves no goroutine behind.
+func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = conn.Close()
+		close(closed)
+	})
+	defer func() {
+		if stop() {
+			_ = conn.Close()
+		} else {
+			<-closed
+		}
+	}()
+	if _, ok := conn.(*net.UDPConn); !ok {
+		return fmt.Errorf("serving DHCPv6: %T is not a UDP socket", conn)
+	}
+	pc := ipv6.NewPacketConn(conn)
+	if n := len(s.cfg.ServerDUID); n < 3 || n > maxDUID {
+		return fmt.Errorf("the server DUID has %d octets, not 3 to %d", n, maxDUID)
+	}
+	if err := pc.SetControlMessage(ipv6.FlagDst|ipv6.FlagInterface, true); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("asking for packet information on %s: %w", conn.LocalAddr(), err)
+	}
+
+	queue := make(chan packet, queueLength)
+	var workers sync.WaitGroup
+	for range 4 * runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for in := range queue {
+				s.work(ctx, pc, in)
+			}
+		})
+	}
+	err := s.read(ctx, pc, queue)
+	close(queue)
+	workers.Wait()
+	return err
+}
+
+// read moves packets into the queue until ctx ends.
+func (s *Server) read(ctx context.Context, pc *ipv6.PacketConn, queue chan packet) error {
+	names := map[int]string{}
+	buf := make([]byte, maxMessage+1) // one more, so that a longer one shows
+	for {
+		n, cm, src, err := pc.ReadFrom(buf)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("reading DHCPv6: %w", err)
+		case err != nil:
+			s.drops.add(s.log, dropFailed, func(e *zerolog.Event) *zerolog.Event { return e.AnErr("reason", err) })
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(retryRead):
+			}
+			continue
+		}
+		in := packet{data: bytes.Clone(buf[:n])}
+		if udp, ok := src.(*net.UDPAddr); ok {
+			from := udp.AddrPort()
+			in.src = netip.AddrPortFrom(from.Addr().WithZone(""), from.Port())
+		}
+		if cm != nil {
+			in.dst, _ = netip.AddrFromSlice(cm.Dst)
+			in.ifindex, in.ifname = cm.IfIndex, interfaceName(names, cm.IfIndex)
+		}
+		s.enqueue(queue, in)
+	}
+}
+
+// enqueue drops the oldest packet when the queue is full: its client has asked
+// again by now. It never blocks, being the only sender.
+func (s *Server) enqueue(queue chan packet, in packet) {
+	select {
+	case queue <- in:
+		return
+	default:
+	}
+	select {
+	case old := <-queue:
+		s.drops.add(s.log, dropQueue, func(e *zerolog.Event) *zerolog.Event { return e.Stringer("from", old.src) })
+	default: // a worker was faster
+	}
+	queue <- in
+}
+
+// work answers one packet.
+func (s *Server) work(ctx context.Context, pc *ipv6.PacketConn, in packet) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	out, err := s.handle(ctx, in)
+	if err == nil {
+		err = send(pc, out)
+	}
+	if err == nil || errors.Is(ctx.Err(), context.Canceled) {
+		return
+	}
+	why := dropFailed
+	var d *dropError
+	if errors.As(err, &d) {
+		why, err = d.why, d.err
+	}
+	s.drops.add(s.log, why, func(e *zerolog.Event) *zerolog.Event {
+		return e.Stringer("from", in.src).Str("interface", in.ifname).Str("reason", err.Error())
+	})
+}
+
+func send(pc *ipv6.PacketConn, out answer) error {
+	dst := net.UDPAddrFromAddrPort(out.dst)
+	cm := &ipv6.ControlMessage{IfIndex: out.ifindex}
+	if out.src.IsValid() {
+		cm.Src = out.src.AsSlice()
+	}
+	if _, err := pc.WriteTo(out.data, cm, dst); err != nil {
+		return dropf(dropSend, "answering %s: %w", out.dst, err)
+	}
+	return nil
+}
+
+// interfaceName looks an interface up once: asking the kernel costs more than
+// answering the packet.
+func interfaceName(names map[int]string, index int) string {
+	if name, ok := names[index]; ok {
+		return name
+	}
+	i, err := net.InterfaceByIndex(index)
+	if err != nil {
+		return ""
+	}
+	names[index] = i.Name
+	return i.Name
+}
