@@ -1,0 +1,199 @@
+// Package admin is the operator's API: /api/v1 over HTTP, described by an
+// OpenAPI 3.1 document that is made from the same Go types that serve it. It
+// changes the inventory through the interfaces in ports.go and decides nothing
+// itself. It has no login: it is served on a unix socket, whose permissions are
+// the access control, or on loopback.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	stdlog "log"
+	"net"
+	"net/http"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+	"github.com/go-chi/chi/v5"
+	"github.com/rs/zerolog"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+// Config is what the API needs to know.
+type Config struct {
+	// Version of provisiond, as status, version and the OpenAPI document say it.
+	Version string
+	// MaxBlob is the largest boot file that can be uploaded, in bytes. 0: 1 GiB.
+	MaxBlob int64
+	// MaxWatchers is how many may follow the events at once. 0: 64.
+	MaxWatchers int
+	// Hosts are names by which browsers may reach the API, beside addresses and
+	// localhost; see guard.
+	Hosts []string
+	// Pages answers what is not the API's; nil: nothing does.
+	Pages http.Handler
+	// Now is the clock that phases are told by. nil: time.Now.
+	Now func() time.Time
+}
+
+// Server answers the operator's API.
+type Server struct {
+	cfg      Config
+	inv      Inventory
+	talos    Talos
+	blobs    Blobs
+	log      zerolog.Logger
+	watchers chan struct{} // one token for each follower of the events
+	handler  http.Handler
+}
+
+// New returns a server. It does no I/O.
+func New(cfg Config, inv Inventory, talos Talos, blobs Blobs, log zerolog.Logger) *Server {
+	if cfg.MaxBlob == 0 {
+		cfg.MaxBlob = 1 << 30
+	}
+	if cfg.MaxWatchers == 0 {
+		cfg.MaxWatchers = 64
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	s := &Server{cfg: cfg, inv: inv, talos: talos, blobs: blobs, log: log, watchers: make(chan struct{}, cfg.MaxWatchers)}
+	router, _ := s.router()
+	s.handler = s.guard(s.logged(router))
+	return s
+}
+
+// Handler returns the API, its document and the pages, with everything that
+// protects them.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Serve answers on ln until ctx ends, and then closes it. Requests under way
+// are cancelled with ctx: what they had to write is written or it is not, and
+// a stream has no other end.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	srv := &http.Server{
+		Handler:           s.handler,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ErrorLog:          stdlog.New(s.log.With().Str("component", "admin").Logger(), "", 0),
+	}
+	stopped := make(chan struct{})
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		select {
+		case <-ctx.Done():
+		case <-stopped:
+		}
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			_ = srv.Close() // nothing is left to do about a connection that will not close
+		}
+	}()
+	err := srv.Serve(ln)
+	close(stopped)
+	<-finished
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serving the API on %s: %w", ln.Addr(), err)
+}
+
+// router has every route of the API, and the document that describes them.
+func (s *Server) router() (chi.Router, *huma.OpenAPI) {
+	r := chi.NewRouter()
+	doc := humachi.New(r, huma.Config{
+		OpenAPI: &huma.OpenAPI{
+			OpenAPI: "3.1.0",
+			Info: &huma.Info{
+				Title:   "provisiond",
+				Version: s.cfg.Version,
+				Description: "Machines, clusters and boot images of a rack. Errors are RFC 9457 problems. " +
+					"GET answers an ETag that PUT, PATCH and DELETE take as If-Match.",
+			},
+			Tags: []*huma.Tag{
+				{Name: "machines"}, {Name: "clusters"}, {Name: "images"}, {Name: "events"}, {Name: "rack"},
+			},
+		},
+		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
+		DefaultFormat:                "application/json",
+		RejectUnknownQueryParameters: true,
+		Transformers:                 []huma.Transformer{withoutValues},
+	})
+	s.machineRoutes(doc)
+	s.configRoutes(doc)
+	s.clusterRoutes(doc)
+	s.imageRoutes(doc)
+	s.eventRoutes(doc)
+	s.rackRoutes(doc)
+	s.documentRoutes(r, doc.OpenAPI())
+	return r, doc.OpenAPI()
+}
+
+// documentRoutes serves the OpenAPI document, made when it is first asked for,
+// and answers for paths and methods that do not exist.
+func (s *Server) documentRoutes(r chi.Router, doc *huma.OpenAPI) {
+	once := func(contentType string, encode func() ([]byte, error)) http.HandlerFunc {
+		encode = sync.OnceValues(encode)
+		return func(w http.ResponseWriter, _ *http.Request) {
+			body, err := encode()
+			if err != nil {
+				s.log.Error().Err(err).Msg("the OpenAPI document does not encode")
+				writeProblem(w, http.StatusInternalServerError, "internal error; the log of provisiond has the detail")
+				return
+			}
+			w.Header().Set("Content-Type", contentType)
+			_, _ = w.Write(body) // the client's loss
+		}
+	}
+	r.Get("/openapi.json", once("application/openapi+json", func() ([]byte, error) { return json.Marshal(doc) }))
+	r.Get("/openapi.yaml", once("application/openapi+yaml", doc.YAML))
+	r.NotFound(func(w http.ResponseWriter, req *http.Request) {
+		if s.cfg.Pages != nil {
+			s.cfg.Pages.ServeHTTP(w, req)
+			return
+		}
+		writeProblem(w, http.StatusNotFound, "there is nothing at "+req.URL.Path+"; /openapi.json lists what there is")
+	})
+	r.MethodNotAllowed(func(w http.ResponseWriter, req *http.Request) {
+		writeProblem(w, http.StatusMethodNotAllowed, req.Method+" does not work on "+req.URL.Path)
+	})
+}
+
+func writeProblem(w http.ResponseWriter, status int, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(api.Problem{Title: http.StatusText(status), Status: status, Detail: detail}) // the client's loss
+}
+
+// register adds an operation whose errors go through the one table. Every
+// operation may answer 500 and, with input, 422; errs are the others.
+func register[I, O any](s *Server, doc huma.API, op huma.Operation, h func(context.Context, *I) (*O, error), errs ...int) {
+	op.Path = api.Prefix + op.Path
+	op.Errors = errs
+	if len(errs) == 0 {
+		op.Errors = []int{http.StatusUnprocessableEntity}
+	}
+	if _, ok := reflect.TypeFor[I]().FieldByName("Body"); ok {
+		op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType)
+		op.MaxBodyBytes = api.MaxBody
+		op.BodyReadTimeout = -1 // guard paces bodies: a fixed deadline would cut off a slow answer too
+	}
+	huma.Register(doc, op, func(ctx context.Context, in *I) (*O, error) {
+		out, err := h(ctx, in)
+		if err != nil {
+			return nil, s.problem(ctx, op.OperationID, in, err)
+		}
+		return out, nil
+	})
+}

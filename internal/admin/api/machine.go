@@ -1,0 +1,118 @@
+package api
+
+import "time"
+
+// MachineSpec is what an operator says of a machine.
+type MachineSpec struct {
+	Name       string            `json:"name,omitempty" doc:"Unique name and host name, a DNS label" example:"cp-1"`
+	MACs       []string          `json:"macs" doc:"NICs it may boot from, in any notation; the first carries its address in Talos" example:"[\"52:54:00:12:34:56\"]"`
+	Cluster    string            `json:"cluster,omitempty" doc:"Its cluster; a machine without one is known but held"`
+	Role       string            `json:"role" enum:"controlplane,worker" doc:"What it is in its cluster"`
+	Address    string            `json:"address,omitempty" doc:"Its one stable IPv6 address; left out: allocated from its subnet, and kept" example:"2001:db8::11"`
+	Subnet     string            `json:"subnet,omitempty" doc:"Subnet its address is allocated from; needed only without an address and with several subnets"`
+	Install    Install           `json:"install,omitzero" doc:"Where Talos is installed; left out: as its cluster says"`
+	Image      string            `json:"image,omitempty" doc:"Talos that is netbooted, VERSION or VERSION/SCHEMATIC; left out: its cluster's" example:"v1.13.6"`
+	Addressing string            `json:"addressing,omitempty" enum:"static,dhcpv6" doc:"How the installed system gets its address; left out: as its cluster says"`
+	Patches    []string          `json:"patches,omitempty" doc:"Talos config patches as YAML text, applied after the cluster's and the role's"`
+	KernelArgs []string          `json:"kernelArgs,omitempty" doc:"Arguments appended to the netboot kernel line, one an entry"`
+	Labels     map[string]string `json:"labels,omitempty" doc:"For people and for filters"`
+}
+
+// Install says where Talos is installed.
+type Install struct {
+	Disk         string            `json:"disk,omitempty" doc:"Device path; not together with diskSelector" example:"/dev/sda"`
+	DiskSelector map[string]string `json:"diskSelector,omitempty" doc:"Talos' InstallDiskSelector: size, model, serial, type, busPath, ..."`
+	Image        string            `json:"image,omitempty" doc:"Installer image"`
+}
+
+// IsZero reports whether nothing is set.
+func (i Install) IsZero() bool { return i.Disk == "" && len(i.DiskSelector) == 0 && i.Image == "" }
+
+// Machine is a machine as the API answers it: what was said of it, and what it
+// came to.
+type Machine struct {
+	MachineSpec
+	Created time.Time `json:"created,omitzero"`
+	Rev     uint64    `json:"rev" doc:"Revision of the record; its ETag"`
+	Phase   State     `json:"phase"`
+	Plan    Plan      `json:"plan"`
+	Facts   Facts     `json:"facts"`
+}
+
+// State is where a machine is on its way, worked out when asked.
+type State struct {
+	Phase     string    `json:"phase" enum:"discovered,registered,offered,loading,configuring,installing,booting,ready,stalled,failed"`
+	Since     time.Time `json:"since,omitzero"`
+	Reason    string    `json:"reason,omitempty" doc:"What it waits for, or why it failed"`
+	StalledIn string    `json:"stalledIn,omitempty" doc:"Phase a stalled machine is stuck in"`
+}
+
+// Plan is what the machine will be told when it boots.
+type Plan struct {
+	Action string `json:"action" enum:"ignore,hold,install,disk"`
+	Reason string `json:"reason"`
+}
+
+// Facts is what was learnt from the machine.
+type Facts struct {
+	Arch        string    `json:"arch,omitempty"`
+	UUID        string    `json:"uuid,omitempty"`
+	Serial      string    `json:"serial,omitempty"`
+	FirstSeen   time.Time `json:"firstSeen,omitzero"`
+	LastSeen    time.Time `json:"lastSeen,omitzero" doc:"To the minute"`
+	Stage       string    `json:"stage,omitempty" doc:"Talos' machine stage, in its own words"`
+	Ready       bool      `json:"ready"`
+	APIAt       time.Time `json:"apiAt,omitzero" doc:"When its Talos API last answered with a certificate of its cluster"`
+	ConfigError string    `json:"configError,omitempty" doc:"What Talos said of the config it was last given"`
+	ConfigHash  string    `json:"configHash,omitempty" doc:"SHA-256 of the config last served"`
+	ConfigAt    time.Time `json:"configAt,omitzero"`
+	Installs    Order     `json:"installs"`
+	Boot        *Boot     `json:"boot,omitempty" doc:"Its newest boot"`
+}
+
+// Order counts a one-shot act; it is outstanding while done is less than ordered.
+type Order struct {
+	Ordered uint64 `json:"ordered"`
+	Done    uint64 `json:"done"`
+}
+
+// Boot is one attempt to boot over the network.
+type Boot struct {
+	Number        uint64    `json:"number" doc:"Counts up by one for each attempt"`
+	MAC           string    `json:"mac"`
+	Client        string    `json:"client,omitempty" doc:"Program that began it: pxe, http, stack, ipxe, os"`
+	Plan          string    `json:"plan,omitempty" doc:"What was decided"`
+	Order         uint64    `json:"order,omitempty" doc:"Install order it serves"`
+	Started       time.Time `json:"started"`
+	Seconds       float64   `json:"seconds" doc:"From its start to the last step seen"`
+	Steps         []Step    `json:"steps" nullable:"false" doc:"Steps that were seen, in their order"`
+	ConfigFetches int       `json:"configFetches,omitempty" doc:"Answered config requests; Talos retries"`
+	ConfigTo      string    `json:"configTo,omitempty" doc:"Address that fetched the config first"`
+}
+
+// Step is one step of a boot.
+type Step struct {
+	Step    string    `json:"step" enum:"offered,loader,script,kernel,initramfs,config,api,ready"`
+	At      time.Time `json:"at"`
+	Seconds float64   `json:"seconds" doc:"Since the boot began"`
+}
+
+// Diff is how a machine's config would differ from the one it was last given.
+type Diff struct {
+	Machine  string    `json:"machine"`
+	Served   string    `json:"served,omitempty" doc:"SHA-256 of the config last served; absent if none was"`
+	ServedAt time.Time `json:"servedAt,omitzero"`
+	Diff     string    `json:"diff" doc:"Unified diff from the config last served to the one it would get now, secrets blotted out; empty: no difference that shows"`
+}
+
+// Stranger is a NIC that was seen and belongs to no registered machine.
+type Stranger struct {
+	MAC       string    `json:"mac"`
+	UUID      string    `json:"uuid,omitempty"`
+	Arch      string    `json:"arch,omitempty"`
+	Client    string    `json:"client,omitempty"`
+	Relay     string    `json:"relay,omitempty"`
+	Subnet    string    `json:"subnet,omitempty"`
+	FirstSeen time.Time `json:"firstSeen"`
+	LastSeen  time.Time `json:"lastSeen" doc:"To the minute"`
+}

@@ -1,0 +1,84 @@
+package api
+
+import "time"
+
+// Image is one set of boot assets.
+type Image struct {
+	ID        string    `json:"id" doc:"version/schematic/arch" example:"v1.13.6/default/amd64"`
+	Version   string    `json:"version"`
+	Schematic string    `json:"schematic,omitempty" doc:"Absent: plain Talos"`
+	Arch      string    `json:"arch"`
+	Kernel    Blob      `json:"kernel"`
+	Initramfs Blob      `json:"initramfs"`
+	Created   time.Time `json:"created,omitzero"`
+}
+
+// ImageSpec names the blobs of an image; put them first.
+type ImageSpec struct {
+	Kernel    Blob `json:"kernel"`
+	Initramfs Blob `json:"initramfs"`
+}
+
+// Blob is a file by its content.
+type Blob struct {
+	SHA256 string `json:"sha256" pattern:"^[0-9a-f]{64}$" patternDescription:"64 lower-case hexadecimal digits"`
+	Size   int64  `json:"size" minimum:"1" doc:"Bytes"`
+}
+
+// Event is something that happened.
+type Event struct {
+	ID       uint64    `json:"id"`
+	Time     time.Time `json:"time"`
+	Kind     string    `json:"kind"`
+	MAC      string    `json:"mac,omitempty"`
+	Machine  string    `json:"machine,omitempty"`
+	Cluster  string    `json:"cluster,omitempty"`
+	Boot     uint64    `json:"boot,omitempty" doc:"Number of the boot"`
+	Message  string    `json:"message,omitempty"`
+	Client   string    `json:"client,omitempty"`
+	Arch     string    `json:"arch,omitempty"`
+	Source   string    `json:"source,omitempty" doc:"Evidence that gave the MAC"`
+	UUID     string    `json:"uuid,omitempty"`
+	Serial   string    `json:"serial,omitempty"`
+	Peer     string    `json:"peer,omitempty"`
+	Relay    string    `json:"relay,omitempty"`
+	Subnet   string    `json:"subnet,omitempty"`
+	Plan     string    `json:"plan,omitempty"`
+	Hash     string    `json:"hash,omitempty"`
+	Stage    string    `json:"stage,omitempty"`
+	Ready    bool      `json:"ready,omitempty"`
+	Error    string    `json:"error,omitempty"`
+	EtcdSeen bool      `json:"etcdSeen,omitempty"`
+}
+
+// Status is the rack at a glance.
+type Status struct {
+	Version    string          `json:"version"`
+	Machines   int             `json:"machines"`
+	Phases     map[string]int  `json:"phases" doc:"Machines by phase"`
+	Clusters   []ClusterStatus `json:"clusters" nullable:"false"`
+	Discovered int             `json:"discovered" doc:"NICs seen that belong to no machine"`
+	Images     int             `json:"images"`
+	Attention  []Attention     `json:"attention" nullable:"false" doc:"Machines that stalled or failed, at most 100"`
+}
+
+// ClusterStatus is one cluster at a glance.
+type ClusterStatus struct {
+	Name      string    `json:"name"`
+	Machines  int       `json:"machines"`
+	Ready     int       `json:"ready"`
+	Bootstrap Bootstrap `json:"bootstrap"`
+}
+
+// Attention is a machine somebody should look at.
+type Attention struct {
+	Machine string `json:"machine"`
+	Phase   State  `json:"phase"`
+}
+
+// Version is what answers.
+type Version struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	API     string `json:"api" enum:"v1"`
+}

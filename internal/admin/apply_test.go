@@ -1,0 +1,180 @@
+package admin
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+// randomRack declares clusters and machines that are all in order.
+func randomRack(rng *rand.Rand) api.Rack {
+	var rack api.Rack
+	pick := func(options ...string) string { return options[rng.IntN(len(options))] }
+	for c := range rng.IntN(3) {
+		spec := api.ClusterSpec{
+			Name: fmt.Sprintf("c%d", c), Endpoint: fmt.Sprintf("https://[2001:db8::%d]:6443", c+1),
+			TalosVersion: pick("", "v1.13.6", "v1.12.1"), Addressing: pick("", "static", "dhcpv6"),
+		}
+		if rng.IntN(2) == 0 {
+			spec.PodSubnets = []string{pick("fd00:1::/56", "FD00:1:0::/56")}
+			spec.DNS = []string{pick("2001:db8::53", "2001:DB8:0::53")}
+			spec.Install.DiskSelector = map[string]string{"size": pick(">1GB", ">2GB")}
+			spec.Patches = []string{pick("a: b", "c: d\n")}
+		}
+		rack.Clusters = append(rack.Clusters, spec)
+	}
+	for m := range rng.IntN(6) {
+		spec := api.MachineSpec{
+			Name: fmt.Sprintf("m%d", m), MACs: []string{fmt.Sprintf(pick("52-54-00-AA-00-%02x", "525400aa00%02x", "52:54:00:aa:00:%02x"), m)},
+			Role: pick("worker", "controlplane"),
+		}
+		if len(rack.Clusters) > 0 && rng.IntN(3) > 0 {
+			spec.Cluster = rack.Clusters[rng.IntN(len(rack.Clusters))].Name
+		}
+		if rng.IntN(2) == 0 {
+			spec.Address = fmt.Sprintf(pick("2001:db8::%d", "2001:0db8::0:%d"), 100+m)
+			spec.Labels = map[string]string{"row": pick("a", "b")}
+			spec.Install.Disk = pick("/dev/sda", "")
+			spec.KernelArgs = []string{}
+		}
+		rack.Machines = append(rack.Machines, spec)
+	}
+	return rack
+}
+
+// TestApplyTwice: whatever was there, a second apply changes nothing, a dry run
+// says what the real one does and writes nothing, and an export applies as
+// unchanged.
+func TestApplyTwice(t *testing.T) {
+	for seed := range uint64(60) {
+		rng := rand.New(rand.NewPCG(seed, 7))
+		r := newRig(t, Config{})
+		for range 3 {
+			body := mustJSON(t, randomRack(rng))
+			records := len(r.store.records)
+			rev := r.store.rev
+			var dry, first, second api.Applied
+			r.must(200, "POST", "/api/v1/apply?dryRun=true", body, &dry)
+			if r.store.rev != rev || len(r.store.records) != records {
+				t.Fatalf("seed %d: a dry run wrote", seed)
+			}
+			r.must(200, "POST", "/api/v1/apply", body, &first)
+			dry.DryRun = false
+			if !reflect.DeepEqual(dry, first) {
+				t.Fatalf("seed %d: the dry run said\n%+v\nand it did\n%+v", seed, dry, first)
+			}
+			rev = r.store.rev
+			r.must(200, "POST", "/api/v1/apply", body, &second)
+			if second.Created+second.Updated != 0 || second.Unchanged != len(second.Changes) || r.store.rev != rev {
+				t.Fatalf("seed %d: the second apply of %s changed %+v", seed, body, second)
+			}
+			r.must(200, "POST", "/api/v1/apply", r.must(200, "GET", "/api/v1/export", "", nil).Body.String(), &second)
+			if second.Created+second.Updated != 0 {
+				t.Fatalf("seed %d: the export is a change: %+v", seed, second)
+			}
+		}
+	}
+}
+
+func TestApplySaysWhatDiffers(t *testing.T) {
+	r := seed(t, Config{})
+	made := r.talos.made
+	var got api.Applied
+	r.must(200, "POST", "/api/v1/apply", `{
+		"clusters": [{"name":"rack1","endpoint":"https://[2001:db8::2]:6443","install":{"disk":"/dev/sda"}}],
+		"machines": [{"name":"cp-1","macs":["525400123456"],"role":"controlplane","cluster":"rack1","labels":{"row":"b","u":"1"}},
+		             {"name":"w-1","macs":["525400000001"],"role":"worker"}]}`, &got)
+	want := []api.Change{
+		{Kind: "cluster", Name: "rack1", Action: "update", Fields: []api.FieldChange{
+			{Field: "endpoint", From: "https://[2001:db8::1]:6443", To: "https://[2001:db8::2]:6443"},
+			{Field: "install.disk", To: "/dev/sda"},
+		}},
+		{Kind: "machine", Name: "cp-1", Action: "update", Fields: []api.FieldChange{
+			{Field: "labels.row", From: "a", To: "b"}, {Field: "labels.u", To: "1"},
+		}},
+		{Kind: "machine", Name: "w-1", Action: "create", Fields: []api.FieldChange{
+			{Field: "macs", To: []any{"52:54:00:00:00:01"}}, {Field: "role", To: "worker"},
+		}},
+	}
+	if !reflect.DeepEqual(got.Changes, want) || got.Created != 1 || got.Updated != 2 {
+		t.Errorf("%s", mustJSON(t, got))
+	}
+	if r.talos.made != made {
+		t.Error("an update made secrets")
+	}
+}
+
+// TestApplyRefusesAllAtOnce: every mistake is named with its place, and nothing
+// is written.
+func TestApplyRefusesAllAtOnce(t *testing.T) {
+	r := seed(t, Config{})
+	rev := r.store.rev
+	rec := r.must(422, "POST", "/api/v1/apply", `{
+		"clusters": [{"name":"new","endpoint":"http://a:6443"},
+		             {"name":"rack1","endpoint":"https://[2001:db8::1]:6443","patches":["bad"]},
+		             {"name":"rack1","endpoint":"https://[2001:db8::1]:6443"},
+		             {"name":"old","endpoint":"https://a:6443","talosVersion":"v0.1.0"}],
+		"machines": [{"name":"w-0","macs":["525400000001"],"role":"worker","cluster":"new"},
+		             {"name":"w-1","macs":["x","525400000002"],"role":"worker","address":"y"},
+		             {"name":"w-2","macs":["525400000001"],"role":"worker"},
+		             {"name":"w-3","macs":["525400123456"],"role":"worker"},
+		             {"name":"w-4","macs":["525400000004"],"role":"worker","cluster":"nowhere"},
+		             {"name":"w-4","macs":["525400000005"],"role":"worker"},
+		             {"name":"W 6","macs":["525400000006"],"role":"worker"}]}`, nil)
+	var p api.Problem
+	if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, d := range p.Errors {
+		got = append(got, d.Location)
+	}
+	want := []string{
+		"body.clusters[0].endpoint", "body.clusters[1].patches[0]", "body.clusters[2].name", "body.clusters[3].talosVersion",
+		"body.machines[1].macs[0]", "body.machines[1].address", "body.machines[2].macs[0]", "body.machines[3].macs[0]",
+		"body.machines[4].cluster", "body.machines[5].name", "body.machines[6].name",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %s\nwant %s\n%s", strings.Join(got, "\n    "), strings.Join(want, "\n     "), rec.Body)
+	}
+	if r.store.rev != rev {
+		t.Error("it wrote all the same")
+	}
+}
+
+// TestApplyNamesWhatFailed: a write that the store refuses has its place too.
+func TestApplyNamesWhatFailed(t *testing.T) {
+	r := seed(t, Config{})
+	rec := r.must(422, "POST", "/api/v1/apply", `{"machines":[{"name":"w-1","macs":["525400000001"],"role":"worker"},
+		{"name":"w-2","macs":["525400000002"],"role":"worker","address":"2001:dead::1"}]}`, nil)
+	if !strings.Contains(rec.Body.String(), `"location":"body.machines[1].address"`) {
+		t.Errorf("%s", rec.Body)
+	}
+}
+
+// FuzzBodies: no body makes the API fail by itself.
+func FuzzBodies(f *testing.F) {
+	f.Add("POST", "/api/v1/machines", cp1)
+	f.Add("PUT", "/api/v1/machines/cp-1", cp1)
+	f.Add("PATCH", "/api/v1/machines/cp-1", `{"labels":{"a":null},"install":7}`)
+	f.Add("PATCH", "/api/v1/clusters/rack1", `{"podSubnets":["::/0"],"install":{"disk":null}}`)
+	f.Add("POST", "/api/v1/apply", `{"clusters":[`+rack1+`],"machines":[`+cp1+`,{"macs":[],"role":""}]}`)
+	f.Add("POST", "/api/v1/clusters/import", `{"secrets":"cluster: {}"}`)
+	f.Add("GET", "/api/v1/machines?label=%3D&limit=-1&q=%00", "")
+	f.Fuzz(func(t *testing.T, method, path, body string) {
+		if !slices.Contains([]string{"GET", "POST", "PUT", "PATCH", "DELETE"}, method) || !strings.HasPrefix(path, "/api/v1/") ||
+			strings.Contains(path, "watch") || strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r >= 0x7f }) || strings.Contains(body, "explode") {
+			t.Skip()
+		}
+		r := seed(t, Config{})
+		if rec := r.do(method, path, body); rec.Code >= 500 && rec.Code != 507 {
+			t.Errorf("%d: %s\n%s", rec.Code, rec.Body, r.logs)
+		}
+	})
+}

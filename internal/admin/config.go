@@ -1,0 +1,105 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+	"znkr.io/diff/textdiff"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// yamlAnswer is a file for a person or a tool, not for a cache.
+type yamlAnswer struct {
+	ContentType string `header:"Content-Type"`
+	Body        []byte
+}
+
+func yamlFile(b []byte, err error) (*yamlAnswer, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &yamlAnswer{ContentType: "application/yaml", Body: b}, nil
+}
+
+// yamlResponses documents a YAML answer (RFC 9512).
+func yamlResponses(what string) map[string]*huma.Response {
+	return map[string]*huma.Response{"200": {
+		Description: what,
+		Content:     map[string]*huma.MediaType{"application/yaml": {Schema: &huma.Schema{Type: huma.TypeString}}},
+	}}
+}
+
+func (s *Server) configRoutes(doc huma.API) {
+	register(s, doc, huma.Operation{OperationID: "get-machine-config", Method: http.MethodGet, Path: "/machines/{machine}/config", Tags: []string{"machines"},
+		Summary: "Show the Talos config a machine would get now", Responses: yamlResponses("Talos machine config")},
+		s.getConfig, http.StatusNotFound, http.StatusConflict)
+	register(s, doc, huma.Operation{OperationID: "get-machine-diff", Method: http.MethodGet, Path: "/machines/{machine}/diff", Tags: []string{"machines"},
+		Summary: "Compare the config a machine would get now with the one it was last given"},
+		s.getDiff, http.StatusNotFound, http.StatusConflict)
+	register(s, doc, huma.Operation{OperationID: "get-talosconfig", Method: http.MethodGet, Path: "/clusters/{cluster}/talosconfig", Tags: []string{"clusters"},
+		Summary: "Make a talosconfig for an administrator", Description: "A secret. Its making is in the event log.", Responses: yamlResponses("For talosctl")},
+		func(ctx context.Context, in *ClusterPath) (*yamlAnswer, error) {
+			return yamlFile(s.talos.Talosconfig(ctx, in.Name))
+		}, http.StatusNotFound)
+	register(s, doc, huma.Operation{OperationID: "get-kubeconfig", Method: http.MethodGet, Path: "/clusters/{cluster}/kubeconfig", Tags: []string{"clusters"},
+		Summary: "Make a kubeconfig for an administrator", Description: "A secret. Its making is in the event log.", Responses: yamlResponses("For kubectl")},
+		func(ctx context.Context, in *ClusterPath) (*yamlAnswer, error) {
+			return yamlFile(s.talos.Kubeconfig(ctx, in.Name))
+		}, http.StatusNotFound)
+}
+
+func (s *Server) getConfig(ctx context.Context, in *struct {
+	MachinePath
+	Secrets bool `query:"secrets" doc:"With its secrets; that is in the event log then"`
+}) (*yamlAnswer, error) {
+	v, err := s.configured(ctx, in.Ref)
+	if err != nil {
+		return nil, err
+	}
+	return yamlFile(s.talos.Render(ctx, v, !in.Secrets))
+}
+
+// configured returns a machine that has a config.
+func (s *Server) configured(ctx context.Context, ref string) (inventory.View, error) {
+	v, err := s.inv.Machine(ctx, ref)
+	if err == nil && v.Cluster == nil {
+		err = fmt.Errorf("machine %s belongs to no cluster and so has no config: %w", v.Machine.Name, inventory.ErrRefused)
+	}
+	return v, err
+}
+
+func (s *Server) getDiff(ctx context.Context, in *MachinePath) (*struct{ Body api.Diff }, error) {
+	v, err := s.configured(ctx, in.Ref)
+	if err != nil {
+		return nil, err
+	}
+	now, err := s.talos.Render(ctx, v, true)
+	if err != nil {
+		return nil, err
+	}
+	served, hash, at, err := s.talos.LastServed(ctx, v.Machine.Name)
+	if err != nil && !errors.Is(err, inventory.ErrNotFound) {
+		return nil, err
+	}
+	out := &struct{ Body api.Diff }{api.Diff{Machine: v.Machine.Name, Served: hash, ServedAt: at}}
+	out.Body.Diff = unified(served, now)
+	return out, nil
+}
+
+// unified is the difference of two texts as `diff -u` writes it.
+func unified(from, to []byte) string {
+	d := textdiff.Unified(from, to)
+	if len(d) == 0 {
+		return ""
+	}
+	var b bytes.Buffer
+	b.WriteString("--- served\n+++ now\n")
+	b.Write(d)
+	return b.String()
+}

@@ -1,0 +1,190 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+func (s *Server) eventRoutes(doc huma.API) {
+	register(s, doc, huma.Operation{OperationID: "list-events", Method: http.MethodGet, Path: "/events", Tags: []string{"events"},
+		Summary:     "List events, oldest first",
+		Description: "Without after: the newest ones. With after: those that follow it. A filter looks at 10000 events at most; follow next to go on."}, s.listEvents)
+
+	stream := huma.Operation{OperationID: "watch-events", Method: http.MethodGet, Path: "/events/watch", Tags: []string{"events"},
+		Summary:     "Follow the events",
+		Description: "Server-sent events: id is the event's, data its JSON. Begins after Last-Event-ID or after; without either, with what happens from now on.",
+		Responses: map[string]*huma.Response{"200": {
+			Description: "Event stream",
+			Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString,
+				Description: "Messages of id and data, where data is an Event as JSON; comments keep the connection alive"}}},
+		}}}
+	register(s, doc, stream, s.watchEvents, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
+}
+
+// maxScan bounds the events one request looks at.
+const maxScan = 10000
+
+func (s *Server) listEvents(ctx context.Context, in *struct {
+	EventFilter
+	After string `query:"after" pattern:"^[0-9]{1,19}$" doc:"Only events after this id"`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"At most this many"`
+}) (*struct{ Body api.List[api.Event] }, error) {
+	out := &struct{ Body api.List[api.Event] }{}
+	out.Body.Items = []api.Event{}
+	if in.After == "" {
+		count := in.Limit
+		if in.EventFilter != (EventFilter{}) {
+			count = maxScan
+		}
+		list, err := s.inv.EventsTail(ctx, count)
+		if err != nil {
+			return nil, err
+		}
+		for i := range list {
+			if in.match(&list[i]) {
+				out.Body.Items = append(out.Body.Items, eventOf(list[i]))
+			}
+		}
+		out.Body.Items = out.Body.Items[max(0, len(out.Body.Items)-in.Limit):]
+		return out, nil
+	}
+	after, err := strconv.ParseUint(in.After, 10, 64)
+	if err != nil {
+		return nil, badField("query.after", "the id of an event", "%q is not a number", in.After)
+	}
+	const size = 500
+	for scanned := 0; ; scanned += size {
+		list, err := s.inv.Events(ctx, after, size)
+		if err != nil {
+			return nil, err
+		}
+		for i := range list {
+			if len(out.Body.Items) == in.Limit || scanned >= maxScan {
+				out.Body.Next = strconv.FormatUint(after, 10)
+				return out, nil
+			}
+			after = list[i].ID
+			if in.match(&list[i]) {
+				out.Body.Items = append(out.Body.Items, eventOf(list[i]))
+			}
+		}
+		if len(list) < size {
+			return out, nil
+		}
+	}
+}
+
+// watchInput begins a stream. A browser sends Last-Event-ID by itself when it
+// connects again.
+type watchInput struct {
+	EventFilter
+	LastEventID string `header:"Last-Event-ID" pattern:"^[0-9]{1,19}$" doc:"The last event that was received"`
+	After       string `query:"after" pattern:"^[0-9]{1,19}$" doc:"The same, for a first connection"`
+}
+
+func (s *Server) watchEvents(ctx context.Context, in *watchInput) (*huma.StreamResponse, error) {
+	select {
+	case s.watchers <- struct{}{}:
+	default:
+		return nil, huma.Error503ServiceUnavailable(fmt.Sprintf("%d follow the events already", cap(s.watchers)))
+	}
+	wake, cancel := s.inv.Watch() // before the newest id is read: nothing is missed between
+	end := func() {
+		cancel()
+		<-s.watchers
+	}
+	after, err := s.begin(ctx, in)
+	if err != nil {
+		end()
+		return nil, err
+	}
+	return &huma.StreamResponse{Body: func(hctx huma.Context) {
+		defer end()
+		_, w := humachi.Unwrap(hctx)
+		if err := s.stream(ctx, w, in, after, wake); err != nil && ctx.Err() == nil {
+			s.log.Warn().Err(err).Msg("event stream ended")
+		}
+	}}, nil
+}
+
+func (s *Server) begin(ctx context.Context, in *watchInput) (uint64, error) {
+	for _, v := range []string{in.LastEventID, in.After} {
+		if v == "" {
+			continue
+		}
+		id, err := strconv.ParseUint(v, 10, 64)
+		if err != nil {
+			return 0, badField("query.after", "the id of an event", "%q is not a number", v)
+		}
+		return id, nil
+	}
+	newest, err := s.inv.EventsTail(ctx, 1)
+	if err != nil || len(newest) == 0 {
+		return 0, err
+	}
+	return newest[0].ID, nil
+}
+
+// heartbeat is how often an idle stream says something, so that both ends
+// notice when the other is gone.
+const heartbeat = 15 * time.Second
+
+// stream writes events until the client leaves or ctx ends; neither is an error.
+func (s *Server) stream(ctx context.Context, w http.ResponseWriter, in *watchInput, after uint64, wake <-chan struct{}) error {
+	w.Header().Set("Content-Type", "text/event-stream")
+	out := http.NewResponseController(w)
+	send := func(b []byte) (ok bool) {
+		// A response that knows no deadlines, as in tests, is written all the same.
+		_ = out.SetWriteDeadline(time.Now().Add(heartbeat))
+		_, err := w.Write(b)
+		return err == nil && out.Flush() == nil
+	}
+	if !send([]byte(": provisiond\n\n")) { // the headers go out at once
+		return nil
+	}
+	tick := time.NewTicker(heartbeat)
+	defer tick.Stop()
+	const size = 256
+	for {
+		list, err := s.inv.Events(ctx, after, size)
+		if err != nil {
+			return err
+		}
+		var buf []byte
+		for i := range list {
+			after = list[i].ID
+			if !in.match(&list[i]) {
+				continue
+			}
+			data, err := json.Marshal(eventOf(list[i])) // one line: JSON escapes newlines
+			if err != nil {
+				return err
+			}
+			buf = fmt.Appendf(buf, "id: %d\ndata: %s\n\n", after, data)
+		}
+		if len(buf) > 0 && !send(buf) {
+			return nil
+		}
+		if len(list) == size {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-wake:
+		case <-tick.C:
+			if !send([]byte(":\n\n")) {
+				return nil
+			}
+		}
+	}
+}

@@ -1,0 +1,323 @@
+package admin
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// memStore is inventory.Store in memory.
+type memStore struct {
+	mu      sync.Mutex
+	rev     uint64
+	records map[inventory.Key]inventory.Record
+	entries []inventory.LogEntry
+	full    bool  // commits fail with ErrFull
+	broken  error // reads fail with it
+	backup  func(io.Writer) error
+}
+
+func (s *memStore) Get(_ context.Context, key inventory.Key) (inventory.Record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken != nil {
+		return inventory.Record{}, s.broken
+	}
+	rec, ok := s.records[key]
+	if !ok {
+		return inventory.Record{}, inventory.ErrNotFound
+	}
+	return rec, nil
+}
+
+func (s *memStore) List(_ context.Context, b inventory.Bucket, after string, limit int) ([]inventory.Record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken != nil {
+		return nil, s.broken
+	}
+	var out []inventory.Record
+	for key, rec := range s.records {
+		if key.Bucket == b && key.ID > after {
+			out = append(out, rec)
+		}
+	}
+	slices.SortFunc(out, func(a, b inventory.Record) int { return cmp.Compare(a.Key.ID, b.Key.ID) })
+	if limit > 0 && len(out) > limit {
+		out = out[:limit]
+	}
+	return out, nil
+}
+
+func (s *memStore) Commit(_ context.Context, c inventory.Commit) (uint64, uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.full {
+		return 0, 0, fmt.Errorf("disk: %w", inventory.ErrFull)
+	}
+	for _, check := range c.Checks {
+		if s.records[check.Key].Rev != check.Rev {
+			return 0, 0, inventory.ErrConflict
+		}
+	}
+	s.rev++
+	for _, w := range c.Writes {
+		if w.Value == nil {
+			delete(s.records, w.Key)
+		} else {
+			s.records[w.Key] = inventory.Record{Key: w.Key, Value: w.Value, Rev: s.rev}
+		}
+	}
+	first := uint64(len(s.entries) + 1)
+	for _, v := range c.Log {
+		s.entries = append(s.entries, inventory.LogEntry{ID: uint64(len(s.entries) + 1), Value: v})
+	}
+	return s.rev, first, nil
+}
+
+func (s *memStore) Log(_ context.Context, after uint64, limit int) ([]inventory.LogEntry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := s.entries[min(after, uint64(len(s.entries))):]
+	return slices.Clone(list[:min(limit, len(list))]), nil
+}
+
+func (s *memStore) LogTail(_ context.Context, limit int) ([]inventory.LogEntry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.entries[max(0, len(s.entries)-limit):]), nil
+}
+
+func (s *memStore) Backup(_ context.Context, w io.Writer) error {
+	if s.backup != nil {
+		return s.backup(w)
+	}
+	_, err := io.WriteString(w, "the whole database")
+	return err
+}
+
+func (s *memStore) Close() error { return nil }
+
+// fakeTalos refuses what its patches tell it to, and counts the secrets it makes.
+type fakeTalos struct {
+	mu     sync.Mutex
+	made   int
+	served []byte
+}
+
+func (t *fakeTalos) Defaults() (string, string, []netip.Prefix, []netip.Prefix) {
+	return "v1.13.6", "1.36.2", []netip.Prefix{netip.MustParsePrefix("fd00:10:244::/56")}, []netip.Prefix{netip.MustParsePrefix("fd00:10:96::/112")}
+}
+
+func (t *fakeTalos) NewSecrets(version string) ([]byte, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !strings.HasPrefix(version, "v1.1") {
+		return nil, badField("talosVersion", "v1.12 or v1.13", "%s is not supported", version)
+	}
+	t.made++
+	return fmt.Appendf(nil, "secret-bundle-%d", t.made), nil
+}
+
+func (t *fakeTalos) Import(yaml []byte) (ImportedCluster, error) {
+	if !bytes.HasPrefix(yaml, []byte("cluster:")) {
+		return ImportedCluster{}, badField("secrets", "the secrets.yaml of talosctl gen secrets", "this is not a secrets bundle")
+	}
+	return ImportedCluster{Secrets: yaml, Name: "old", Endpoint: "https://[2001:db8::9]:6443", KubernetesVersion: "1.35.0"}, nil
+}
+
+func (t *fakeTalos) Check(_ context.Context, c *inventory.Cluster, secrets []byte, m *inventory.Machine) error {
+	patches, field := c.Patches, "cluster.patches"
+	if m != nil && len(m.Patches) > 0 {
+		patches, field = m.Patches, "machine.patches"
+	}
+	for i, p := range patches {
+		switch {
+		case strings.Contains(p, "bad"):
+			return badField(fmt.Sprintf("%s[%d]", field, i), "mend it", "unknown key")
+		case m != nil && strings.Contains(p, "unfit"):
+			return badField(fmt.Sprintf("%s[%d]", field, i), "", "does not fit")
+		case strings.Contains(p, "kubelet"):
+			return badField("machine.kubelet.image", "", "no tag")
+		case strings.Contains(p, "explode"):
+			return errors.New("talos: disk on fire at /secret/path")
+		}
+	}
+	return nil
+}
+
+func (t *fakeTalos) Render(_ context.Context, v inventory.View, redact bool) ([]byte, error) {
+	token := "hunter2"
+	if redact {
+		token = "*****"
+	}
+	return fmt.Appendf(nil, "machine:\n  token: %s\n  name: %s\n  patches: %d\n", token, v.Machine.Name, len(v.Machine.Patches)), nil
+}
+
+func (t *fakeTalos) LastServed(context.Context, string) ([]byte, string, time.Time, error) {
+	if t.served == nil {
+		return nil, "", time.Time{}, inventory.ErrNotFound
+	}
+	return t.served, "abc123", time.Unix(1000, 0).UTC(), nil
+}
+
+func (t *fakeTalos) Talosconfig(_ context.Context, cluster string) ([]byte, error) {
+	return t.access("context", cluster)
+}
+
+func (t *fakeTalos) Kubeconfig(_ context.Context, cluster string) ([]byte, error) {
+	return t.access("clusters", cluster)
+}
+
+func (t *fakeTalos) access(kind, cluster string) ([]byte, error) {
+	if cluster == "nope" {
+		return nil, fmt.Errorf("secrets of cluster %q: %w", cluster, inventory.ErrNotFound)
+	}
+	return []byte(kind + ": " + cluster + "\n"), nil
+}
+
+type fakeBlobs struct {
+	mu   sync.Mutex
+	has  map[inventory.Blob]bool
+	full bool
+}
+
+func (b *fakeBlobs) Put(_ context.Context, r io.Reader, want string, limit int64) (inventory.Blob, error) {
+	h := sha256.New()
+	n, err := io.Copy(h, io.LimitReader(r, limit+1))
+	if err != nil {
+		return inventory.Blob{}, err
+	}
+	blob := inventory.Blob{SHA256: hex.EncodeToString(h.Sum(nil)), Size: n}
+	switch {
+	case b.full:
+		return inventory.Blob{}, fmt.Errorf("writing: %w", inventory.ErrFull)
+	case n > limit:
+		return inventory.Blob{}, badField("body", "", "larger than %d bytes", limit)
+	case blob.SHA256 != want:
+		return inventory.Blob{}, badField("sha256", "upload it again", "the bytes have the hash %s", blob.SHA256)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.has[blob] = true
+	return blob, nil
+}
+
+func (b *fakeBlobs) Has(_ context.Context, blob inventory.Blob) (bool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.has[blob], nil
+}
+
+func (b *fakeBlobs) CheckKernel(blob inventory.Blob, _ inventory.Arch) error {
+	if blob.Size == 1 {
+		return badField("kernel", "", "this is no kernel")
+	}
+	return nil
+}
+
+func (b *fakeBlobs) CheckInitramfs(blob inventory.Blob) error {
+	if blob.Size == 1 {
+		return badField("initramfs", "", "this is no initramfs")
+	}
+	return nil
+}
+
+// rig is a server on a real Keeper.
+type rig struct {
+	*Server
+	t      testing.TB
+	store  *memStore
+	keeper *inventory.Keeper
+	talos  *fakeTalos
+	blobs  *fakeBlobs
+	logs   *syncBuffer
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func newRig(t testing.TB, cfg Config) *rig {
+	t.Helper()
+	r := &rig{
+		t:     t,
+		store: &memStore{records: map[inventory.Key]inventory.Record{}},
+		talos: &fakeTalos{},
+		blobs: &fakeBlobs{has: map[inventory.Blob]bool{}},
+		logs:  &syncBuffer{},
+	}
+	subnet := inventory.Subnet{
+		Name:      "rack",
+		Prefix:    netip.MustParsePrefix("2001:db8::/64"),
+		Machines:  inventory.Range{First: netip.MustParseAddr("2001:db8::1000"), Last: netip.MustParseAddr("2001:db8::1fff")},
+		Preferred: time.Hour, Valid: 2 * time.Hour,
+	}
+	var err error
+	r.keeper, err = inventory.NewKeeper(t.Context(), r.store, inventory.KeeperConfig{Subnets: []inventory.Subnet{subnet}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Version = cmp.Or(cfg.Version, "v0.0.0-test")
+	r.Server = New(cfg, r.keeper, r.talos, r.blobs, zerolog.New(r.logs))
+	return r
+}
+
+func sha(content string) string {
+	sum := sha256.Sum256([]byte(content))
+	return hex.EncodeToString(sum[:])
+}
+
+func mustJSON(t testing.TB, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func addrs(list ...string) (out []netip.Addr) {
+	for _, s := range list {
+		out = append(out, addr(s))
+	}
+	return out
+}
+
+func prefixes(list ...string) (out []netip.Prefix) {
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}

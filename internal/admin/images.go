@@ -1,0 +1,125 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+type imageAnswer struct{ Body api.Image }
+
+func (s *Server) imageRoutes(doc huma.API) {
+	tags := []string{"images"}
+	register(s, doc, huma.Operation{OperationID: "list-images", Method: http.MethodGet, Path: "/images", Tags: tags, Summary: "List boot images"}, s.listImages)
+	register(s, doc, huma.Operation{OperationID: "get-image", Method: http.MethodGet, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
+		Summary: "Show a boot image"}, s.getImage, http.StatusNotFound)
+	register(s, doc, huma.Operation{OperationID: "put-image", Method: http.MethodPut, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
+		Summary: "Add or replace a boot image", Description: "Its kernel and initramfs must have been uploaded."}, s.putImage, http.StatusInsufficientStorage)
+	register(s, doc, huma.Operation{OperationID: "delete-image", Method: http.MethodDelete, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
+		Summary: "Remove a boot image"}, s.deleteImage, http.StatusNotFound)
+	register(s, doc, huma.Operation{OperationID: "put-blob", Method: http.MethodPut, Path: "/images/blobs/{sha256}", Tags: tags,
+		Summary:     "Upload a boot file",
+		Description: fmt.Sprintf("The raw bytes, at most %d. Refused unless they have the hash of the path.", s.cfg.MaxBlob),
+		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
+			"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}},
+		}}}, s.putBlob, http.StatusRequestEntityTooLarge, http.StatusInsufficientStorage)
+}
+
+func (s *Server) listImages(ctx context.Context, _ *struct{}) (*struct{ Body api.List[api.Image] }, error) {
+	list, err := s.inv.Images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &struct{ Body api.List[api.Image] }{}
+	out.Body.Items = make([]api.Image, 0, len(list))
+	for i := range list {
+		out.Body.Items = append(out.Body.Items, imageOf(&list[i]))
+	}
+	return out, nil
+}
+
+func (s *Server) getImage(ctx context.Context, in *ImagePath) (*imageAnswer, error) {
+	list, err := s.inv.Images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	id := in.image().ID()
+	i := slices.IndexFunc(list, func(img inventory.Image) bool { return img.ID() == id })
+	if i < 0 {
+		return nil, fmt.Errorf("image %s: %w", id, inventory.ErrNotFound)
+	}
+	return &imageAnswer{imageOf(&list[i])}, nil
+}
+
+func (s *Server) putImage(ctx context.Context, in *struct {
+	ImagePath
+	Body api.ImageSpec
+}) (*imageAnswer, error) {
+	img := in.image()
+	img.Kernel, img.Initramfs = inventory.Blob(in.Body.Kernel), inventory.Blob(in.Body.Initramfs)
+	for _, f := range []struct {
+		field string
+		blob  inventory.Blob
+	}{{"kernel", img.Kernel}, {"initramfs", img.Initramfs}} {
+		ok, err := s.blobs.Has(ctx, f.blob)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, badField(f.field, "upload it to "+api.Prefix+"/images/blobs/"+f.blob.SHA256, "no file of this hash and size (%d bytes) is here", f.blob.Size)
+		}
+	}
+	if err := errors.Join(s.blobs.CheckKernel(img.Kernel, img.Arch), s.blobs.CheckInitramfs(img.Initramfs)); err != nil {
+		return nil, err
+	}
+	if err := s.inv.PutImage(ctx, img); err != nil {
+		return nil, err
+	}
+	return s.getImage(ctx, &in.ImagePath)
+}
+
+func (s *Server) deleteImage(ctx context.Context, in *ImagePath) (*struct{}, error) {
+	return nil, s.inv.DeleteImage(ctx, in.image().ID())
+}
+
+// blobInput takes the body as a stream; huma would read it into memory.
+type blobInput struct {
+	SHA256 string `path:"sha256" pattern:"^[0-9a-f]{64}$" patternDescription:"64 lower-case hexadecimal digits"`
+	length int64
+	body   io.Reader
+}
+
+// Resolve implements huma.Resolver.
+func (in *blobInput) Resolve(ctx huma.Context) []error {
+	in.length = -1
+	if n, err := strconv.ParseInt(strings.TrimSpace(ctx.Header("Content-Length")), 10, 64); err == nil {
+		in.length = n
+	}
+	in.body = ctx.BodyReader()
+	return nil
+}
+
+func (s *Server) putBlob(ctx context.Context, in *blobInput) (*struct{ Body api.Blob }, error) {
+	if in.length > s.cfg.MaxBlob {
+		return nil, huma.NewError(http.StatusRequestEntityTooLarge, fmt.Sprintf("%d bytes are more than the limit of %d", in.length, s.cfg.MaxBlob))
+	}
+	blob, err := s.blobs.Put(ctx, in.body, in.SHA256, s.cfg.MaxBlob)
+	var field *inventory.FieldError
+	if errors.As(err, &field) && field.Field == "sha256" {
+		return nil, badField("path.sha256", field.Fix, "%s", field.Problem)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &struct{ Body api.Blob }{api.Blob(blob)}, nil
+}

@@ -1,0 +1,130 @@
+package admin
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// Inventory is everything the API reads and writes; inventory.Keeper is one.
+// A write has happened, durably, when its method returns nil.
+type Inventory interface {
+	Machines
+	Clusters
+	Images
+	Events
+	Discovered
+	Archive
+}
+
+// Machines are the registered machines.
+type Machines interface {
+	// Machine returns the machine of a name, or of a MAC in any notation, or ErrNotFound.
+	Machine(ctx context.Context, ref string) (inventory.View, error)
+	// Machines lists machines by name, strictly after a name, at most limit.
+	Machines(ctx context.Context, after string, limit int) ([]inventory.View, error)
+	// PutMachine writes m if the stored record is at rev, else ErrConflict. Rev 0
+	// creates, or ErrExists. It allocates an address when m has none, and
+	// returns the machine as it was stored.
+	PutMachine(ctx context.Context, m *inventory.Machine, rev uint64) (*inventory.Machine, error)
+	// DeleteMachine removes a machine that is at rev, else ErrConflict.
+	DeleteMachine(ctx context.Context, name string, rev uint64) error
+}
+
+// Clusters are the clusters. Their secrets go in and never come out.
+type Clusters interface {
+	// Clusters lists all clusters, ordered by name.
+	Clusters(ctx context.Context) ([]*inventory.Cluster, error)
+	// Cluster returns a cluster and where its bootstrap stands, or ErrNotFound.
+	Cluster(ctx context.Context, name string) (*inventory.Cluster, *inventory.Bootstrap, error)
+	// CreateCluster stores a cluster together with its secrets, or ErrExists.
+	CreateCluster(ctx context.Context, c *inventory.Cluster, secrets []byte) (*inventory.Cluster, error)
+	// PutCluster writes c if the stored record is at rev, else ErrConflict.
+	PutCluster(ctx context.Context, c *inventory.Cluster, rev uint64) (*inventory.Cluster, error)
+	// DeleteCluster removes a cluster and its secrets, or ErrRefused while
+	// machines belong to it.
+	DeleteCluster(ctx context.Context, name string, rev uint64) error
+}
+
+// Images are the sets of boot assets.
+type Images interface {
+	// Images lists all images, ordered by id.
+	Images(ctx context.Context) ([]inventory.Image, error)
+	PutImage(ctx context.Context, img *inventory.Image) error
+	DeleteImage(ctx context.Context, id string) error
+}
+
+// Events is the event log.
+type Events interface {
+	// Events returns up to limit events after an id, oldest first.
+	Events(ctx context.Context, after uint64, limit int) ([]inventory.Event, error)
+	// EventsTail returns the newest events, oldest first.
+	EventsTail(ctx context.Context, limit int) ([]inventory.Event, error)
+	// Watch returns a channel that receives after each commit, and its end.
+	Watch() (<-chan struct{}, func())
+}
+
+// Discovered are the NICs seen that belong to nobody, the one seen last first.
+type Discovered interface {
+	Strangers(ctx context.Context) ([]inventory.Stranger, error)
+}
+
+// Archive writes a consistent copy of everything, secrets included.
+type Archive interface {
+	Backup(ctx context.Context, w io.Writer) error
+}
+
+// Talos makes and checks what only Talos understands. An implementation records
+// inventory.SecretsRead for each answer that carries a secret.
+type Talos interface {
+	// Defaults are for a cluster that leaves them out.
+	Defaults() (talosVersion, kubernetesVersion string, pods, services []netip.Prefix)
+	// NewSecrets makes the secrets bundle of a new cluster. It may take a second.
+	NewSecrets(talosVersion string) ([]byte, error)
+	// Import reads the secrets, and what else it tells, of a file talosctl wrote.
+	Import(yaml []byte) (ImportedCluster, error)
+	// Check renders and validates a machine's config, with FieldErrors for what is
+	// wrong: on machine.… or cluster.… for what the operator said of either, on the
+	// config's own path else. secrets nil: those stored for the cluster. m nil: a made-up machine
+	// of each role, which checks the cluster by itself. m may have no address
+	// yet: any will do.
+	Check(ctx context.Context, c *inventory.Cluster, secrets []byte, m *inventory.Machine) error
+	// Render returns the config a machine would get now, as YAML.
+	Render(ctx context.Context, v inventory.View, redact bool) ([]byte, error)
+	// LastServed returns the config a machine was last given, redacted, the hash
+	// of its real bytes and the time, or ErrNotFound.
+	LastServed(ctx context.Context, name string) (text []byte, hash string, at time.Time, err error)
+	Talosconfig(ctx context.Context, cluster string) ([]byte, error)
+	Kubeconfig(ctx context.Context, cluster string) ([]byte, error)
+}
+
+// ImportedCluster is what a file of an existing cluster tells. Everything but
+// Secrets may be empty.
+type ImportedCluster struct {
+	Secrets           []byte // Talos secrets bundle, YAML
+	Name              string
+	Endpoint          string
+	TalosVersion      string
+	KubernetesVersion string
+	PodSubnets        []netip.Prefix
+	ServiceSubnets    []netip.Prefix
+}
+
+// Blobs keeps the files of images by their content.
+type Blobs interface {
+	// Put reads r to its end and keeps it if its SHA-256 is want (64 lower-case
+	// hexadecimal digits) and it has at most limit bytes; otherwise nothing is
+	// left of it.
+	Put(ctx context.Context, r io.Reader, want string, limit int64) (inventory.Blob, error)
+	// Has reports whether a file of this hash and size is there.
+	Has(ctx context.Context, b inventory.Blob) (bool, error)
+	// CheckKernel refuses a file that is no kernel of the architecture, with a
+	// FieldError on kernel.
+	CheckKernel(b inventory.Blob, arch inventory.Arch) error
+	// CheckInitramfs refuses a file that is no initramfs, with a FieldError on
+	// initramfs.
+	CheckInitramfs(b inventory.Blob) error
+}

@@ -1,0 +1,182 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+func (a *app) clusterCommand() *cobra.Command {
+	cmd := group("cluster", "Create, import and look at clusters",
+		a.clusterCreate(), a.clusterImport(), a.clusterSet(), a.clusterList(), a.clusterShow(), a.clusterDelete(),
+		a.clusterAccess("talosconfig", "Make a talosconfig for an administrator, to be used with talosctl"),
+		a.clusterAccess("kubeconfig", "Make a kubeconfig for an administrator, to be used with kubectl"))
+	cmd.Aliases = []string{"clusters"}
+	return cmd
+}
+
+func (a *app) clusterCreate() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "create NAME --endpoint URL", Short: "Create a cluster and its secrets", Args: cobra.ExactArgs(1),
+		Example: "  provisiond cluster create rack1 --endpoint 'https://[2001:db8::1]:6443' --install-disk /dev/sda",
+	}
+	object := bind(cmd, clusterFields())
+	out := (&format{"table"}).bind(cmd)
+	_ = cmd.MarkFlagRequired("endpoint") // the flag is there
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		spec, err := object()
+		if err != nil {
+			return err
+		}
+		return a.newCluster(cmd, out, path("clusters"), args[0], spec)
+	}
+	return cmd
+}
+
+func (a *app) clusterImport() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "import NAME --secrets FILE", Short: "Take over a cluster whose secrets exist", Args: cobra.ExactArgs(1),
+		Long: "Take over a cluster whose secrets exist. FILE is the secrets.yaml or controlplane.yaml that talosctl wrote;\n" +
+			"flags that are left out are read from it, where it tells.",
+	}
+	object := bind(cmd, clusterFields())
+	out := (&format{"table"}).bind(cmd)
+	file := cmd.Flags().String("secrets", "", "secrets.yaml or controlplane.yaml; - for standard input")
+	_ = cmd.MarkFlagRequired("secrets") // the flag is there
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		spec, err := object()
+		if err != nil {
+			return err
+		}
+		b, err := readInput(*file, cmd.InOrStdin())
+		if err != nil {
+			return err
+		}
+		spec["secrets"] = string(b)
+		return a.newCluster(cmd, out, path("clusters", "import"), args[0], spec)
+	}
+	return cmd
+}
+
+func (a *app) newCluster(cmd *cobra.Command, out *format, path, name string, spec map[string]any) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	spec["name"] = name
+	var cl api.Cluster
+	if err := c.call(cmd.Context(), http.MethodPost, path, nil, spec, &cl); err != nil {
+		return err
+	}
+	return out.print(cmd, cl, func(w io.Writer) {
+		verb := "created"
+		if cl.Imported {
+			verb = "imported"
+		}
+		row(w, fmt.Sprintf("%s %s with Talos %s and Kubernetes %s at %s", verb, cl.Name, cl.TalosVersion, cl.KubernetesVersion, cl.Endpoint))
+	})
+}
+
+func (a *app) clusterSet() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "set NAME", Short: "Change what was said of a cluster; only the flags given", Args: cobra.ExactArgs(1),
+		Long: "Change what was said of a cluster. Only the flags given change anything: a list is replaced whole, an empty\n" +
+			"value removes the field. Machines get the new config when they boot over the network next.",
+	}
+	object := bind(cmd, clusterFields())
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		var cl api.Cluster
+		if err := a.patch(cmd, path("clusters", args[0]), object, &cl); err != nil {
+			return err
+		}
+		return out.print(cmd, cl, func(w io.Writer) { describeCluster(w, &cl) })
+	}
+	return cmd
+}
+
+func (a *app) clusterList() *cobra.Command {
+	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List clusters", Args: cobra.NoArgs}
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		clusters, err := list[api.Cluster](cmd.Context(), c, path("clusters"), nil)
+		if err != nil {
+			return err
+		}
+		return out.print(cmd, clusters, func(w io.Writer) {
+			row(w, "NAME", "ENDPOINT", "TALOS", "KUBERNETES", "BOOTSTRAP", "REASON")
+			for _, cl := range clusters {
+				row(w, cl.Name, cl.Endpoint, cl.TalosVersion, cl.KubernetesVersion, bootstrap(cl.Bootstrap), cl.Bootstrap.Reason)
+			}
+		})
+	}
+	return cmd
+}
+
+func bootstrap(b api.Bootstrap) string {
+	if b.Machine != "" {
+		return b.State + " on " + b.Machine
+	}
+	return b.State
+}
+
+func (a *app) clusterShow() *cobra.Command {
+	return get(a, "show NAME", "Show a cluster", "clusters", describeCluster)
+}
+
+func describeCluster(w io.Writer, c *api.Cluster) {
+	pair(w, "name", c.Name)
+	pair(w, "endpoint", c.Endpoint)
+	pair(w, "talos", c.TalosVersion)
+	pair(w, "kubernetes", c.KubernetesVersion)
+	pair(w, "schematic", c.Schematic)
+	pair(w, "pod subnets", strings.Join(c.PodSubnets, " "))
+	pair(w, "service subnets", strings.Join(c.ServiceSubnets, " "))
+	pair(w, "dns", strings.Join(c.DNS, " "))
+	pair(w, "ntp", strings.Join(c.NTP, " "))
+	pair(w, "addressing", c.Addressing)
+	describeInstall(w, c.Install)
+	pair(w, "kernel args", strings.Join(c.KernelArgs, " "))
+	pair(w, "patches", count(len(c.Patches)))
+	pair(w, "control plane patches", count(len(c.ControlPlanePatches)))
+	pair(w, "worker patches", count(len(c.WorkerPatches)))
+	pair(w, "bootstrap", bootstrap(c.Bootstrap))
+	pair(w, "claimed", when(c.Bootstrap.ClaimedAt))
+	pair(w, "called", when(c.Bootstrap.CalledAt))
+	pair(w, "done", when(c.Bootstrap.DoneAt))
+	pair(w, "reason", c.Bootstrap.Reason)
+	pair(w, "created", when(c.Created))
+	if c.Imported {
+		pair(w, "secrets", "imported")
+	}
+}
+
+func (a *app) clusterDelete() *cobra.Command {
+	cmd := &cobra.Command{Use: "delete NAME --yes", Aliases: []string{"rm"}, Short: "Remove a cluster without machines, and its secrets for good", Args: cobra.ExactArgs(1)}
+	yes := cmd.Flags().Bool("yes", false, "yes, the secrets too")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !*yes {
+			return usagef("this deletes the secrets of %s for good: take a backup first, and add --yes", args[0])
+		}
+		return a.remove(cmd, args, "clusters")
+	}
+	return cmd
+}
+
+func (a *app) clusterAccess(what, short string) *cobra.Command {
+	cmd := &cobra.Command{Use: what + " NAME", Short: short, Args: cobra.ExactArgs(1)}
+	file := cmd.Flags().StringP("output", "o", "", "file to write, mode 0600 (default: standard output)")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.copyText(cmd, *file, nil, "clusters", args[0], what)
+	}
+	return cmd
+}

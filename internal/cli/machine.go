@@ -1,0 +1,317 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+func (a *app) machineCommand() *cobra.Command {
+	cmd := group("machine", "Register, change and look at machines",
+		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineDelete(), a.machineConfig(), a.machineDiff())
+	cmd.Aliases = []string{"machines"}
+	return cmd
+}
+
+func (a *app) machineAdd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "add NAME --mac MAC --role ROLE", Short: "Register a machine, to be installed when it boots next", Args: cobra.ExactArgs(1),
+		Example: "  provisiond machine add cp-1 --mac 52:54:00:12:34:56 --role controlplane --cluster rack1 --disk /dev/sda",
+	}
+	object := bind(cmd, machineFields())
+	out := (&format{"table"}).bind(cmd)
+	for _, f := range []string{"mac", "role"} {
+		_ = cmd.MarkFlagRequired(f) // the flag is there
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		spec, err := object()
+		if err != nil {
+			return err
+		}
+		spec["name"] = args[0]
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		var m api.Machine
+		if err := c.call(cmd.Context(), http.MethodPost, path("machines"), nil, spec, &m); err != nil {
+			return err
+		}
+		return out.print(cmd, m, func(w io.Writer) {
+			row(w, fmt.Sprintf("registered %s as %s with address %s", m.Name, m.Role, m.Address))
+		})
+	}
+	return cmd
+}
+
+func (a *app) machineSet() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "set MACHINE", Short: "Change what was said of a machine; only the flags given", Args: cobra.ExactArgs(1),
+		Long: "Change what was said of a machine, a name or one of its MACs. Only the flags given change\n" +
+			"anything: a list is replaced whole, an empty value removes the field, --label KEY- a label.",
+	}
+	object := bind(cmd, machineFields())
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		var m api.Machine
+		if err := a.patch(cmd, path("machines", args[0]), object, &m); err != nil {
+			return err
+		}
+		return out.print(cmd, m, func(w io.Writer) { describeMachine(w, &m) })
+	}
+	return cmd
+}
+
+// patch changes the fields whose flags were given.
+func (a *app) patch(cmd *cobra.Command, path string, object func() (map[string]any, error), out any) error {
+	changes, err := object()
+	if err != nil {
+		return err
+	}
+	if len(changes) == 0 {
+		return usagef("nothing to change: give a flag")
+	}
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	return c.call(cmd.Context(), http.MethodPatch, path, nil, changes, out)
+}
+
+func (a *app) machineList() *cobra.Command {
+	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List machines", Args: cobra.NoArgs}
+	out := (&format{"table"}).bind(cmd)
+	query := filters(cmd, map[string]string{
+		"cluster": "only machines of this cluster", "role": "controlplane or worker", "phase": "only machines in this phase, such as stalled",
+		"q": "only machines with this text in name, MAC, address, UUID, serial or a label",
+	})
+	labels := cmd.Flags().StringArray("label", nil, "only machines with this label KEY=VALUE (repeat)")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		q := query()
+		q["label"] = *labels
+		q.Set("limit", fmt.Sprint(api.MaxLimit))
+		machines, err := list[api.Machine](cmd.Context(), c, path("machines"), q)
+		if err != nil {
+			return err
+		}
+		return out.print(cmd, machines, func(w io.Writer) {
+			row(w, "NAME", "CLUSTER", "ROLE", "PHASE", "SINCE", "ADDRESS", "MAC", "REASON")
+			for _, m := range machines {
+				row(w, m.Name, m.Cluster, m.Role, phase(m.Phase), when(m.Phase.Since), m.Address, m.MACs[0], m.Phase.Reason)
+			}
+		})
+	}
+	return cmd
+}
+
+// filters adds text flags that are query parameters of the same name.
+func filters(cmd *cobra.Command, usage map[string]string) func() url.Values {
+	for _, name := range slices.Sorted(maps.Keys(usage)) {
+		cmd.Flags().String(name, "", usage[name])
+	}
+	return func() url.Values {
+		q := url.Values{}
+		for name := range usage {
+			if f := cmd.Flags().Lookup(name); f.Changed {
+				q.Set(name, f.Value.String())
+			}
+		}
+		return q
+	}
+}
+
+func phase(s api.State) string {
+	if s.StalledIn != "" {
+		return s.Phase + " in " + s.StalledIn
+	}
+	return s.Phase
+}
+
+// get is a command that reads one thing by its name and prints it.
+func get[T any](a *app, use, short, collection string, table func(io.Writer, *T)) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1)}
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		var v T
+		if err := c.call(cmd.Context(), http.MethodGet, path(collection, args[0]), nil, nil, &v); err != nil {
+			return err
+		}
+		return out.print(cmd, v, func(w io.Writer) { table(w, &v) })
+	}
+	return cmd
+}
+
+func (a *app) machineShow() *cobra.Command {
+	return get(a, "show MACHINE", "Show a machine, by name or MAC", "machines", describeMachine)
+}
+
+func describeMachine(w io.Writer, m *api.Machine) {
+	pair(w, "name", m.Name)
+	pair(w, "phase", phase(m.Phase))
+	pair(w, "since", when(m.Phase.Since))
+	pair(w, "reason", m.Phase.Reason)
+	pair(w, "next boot", m.Plan.Action+": "+m.Plan.Reason)
+	pair(w, "role", m.Role)
+	pair(w, "cluster", m.Cluster)
+	pair(w, "address", m.Address)
+	pair(w, "macs", strings.Join(m.MACs, " "))
+	pair(w, "image", m.Image)
+	describeInstall(w, m.Install)
+	pair(w, "addressing", m.Addressing)
+	pair(w, "kernel args", strings.Join(m.KernelArgs, " "))
+	pair(w, "patches", count(len(m.Patches)))
+	pair(w, "labels", pairsText(m.Labels))
+	pair(w, "arch", m.Facts.Arch)
+	pair(w, "uuid", m.Facts.UUID)
+	pair(w, "serial", m.Facts.Serial)
+	pair(w, "stage", m.Facts.Stage)
+	pair(w, "config error", m.Facts.ConfigError)
+	pair(w, "last seen", when(m.Facts.LastSeen))
+	pair(w, "registered", when(m.Created))
+	if b := m.Facts.Boot; b != nil {
+		pair(w, "last boot", fmt.Sprintf("number %d, began %s, %s", b.Number, when(b.Started), stepsText(b)))
+	}
+}
+
+func describeInstall(w io.Writer, i api.Install) {
+	pair(w, "install disk", i.Disk+pairsText(i.DiskSelector))
+	pair(w, "installer", i.Image)
+}
+
+func pairsText(m map[string]string) string {
+	var list []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		list = append(list, k+"="+m[k])
+	}
+	return strings.Join(list, " ")
+}
+
+func count(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprint(n)
+}
+
+// stepsText is how long after its beginning a boot came to each step.
+func stepsText(b *api.Boot) string {
+	list := make([]string, 0, len(b.Steps))
+	for _, s := range b.Steps {
+		list = append(list, s.Step+" +"+seconds(s.Seconds))
+	}
+	return strings.Join(list, ", ")
+}
+
+func (a *app) machineBoots() *cobra.Command {
+	cmd := &cobra.Command{Use: "boots MACHINE", Short: "Show the last boots of a machine and the time of each step", Args: cobra.ExactArgs(1)}
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		boots, err := list[api.Boot](cmd.Context(), c, path("machines", args[0], "boots"), nil)
+		if err != nil {
+			return err
+		}
+		return out.print(cmd, boots, func(w io.Writer) {
+			row(w, "BOOT", "BEGAN", "TOOK", "PLAN", "CLIENT", "MAC", "STEPS")
+			for _, b := range boots {
+				row(w, b.Number, when(b.Started), seconds(b.Seconds), b.Plan, b.Client, b.MAC, stepsText(&b))
+			}
+		})
+	}
+	return cmd
+}
+
+func (a *app) machineDelete() *cobra.Command {
+	return &cobra.Command{
+		Use: "delete MACHINE...", Aliases: []string{"rm"}, Short: "Forget machines; nothing is done to them", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.remove(cmd, args, "machines") },
+	}
+}
+
+// remove deletes each of names, and says so.
+func (a *app) remove(cmd *cobra.Command, names []string, collection ...string) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		segments := append(slices.Clone(collection), strings.Split(name, "/")...)
+		if err := c.call(cmd.Context(), http.MethodDelete, path(segments...), nil, nil, nil); err != nil {
+			return err
+		}
+		row(cmd.OutOrStdout(), "deleted "+name)
+	}
+	return nil
+}
+
+func (a *app) machineConfig() *cobra.Command {
+	cmd := &cobra.Command{Use: "config MACHINE", Short: "Print the Talos config a machine would get now", Args: cobra.ExactArgs(1)}
+	secrets := cmd.Flags().Bool("show-secrets", false, "with its secrets; that is noted in the event log")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		q := url.Values{}
+		if *secrets {
+			q.Set("secrets", "true")
+		}
+		return a.copyText(cmd, "", q, "machines", args[0], "config")
+	}
+	return cmd
+}
+
+// copyText prints a text of the API, or writes it to a file of mode 0600.
+func (a *app) copyText(cmd *cobra.Command, file string, query url.Values, segments ...string) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	var b []byte
+	if err := c.call(cmd.Context(), http.MethodGet, path(segments...), query, nil, &b); err != nil {
+		return err
+	}
+	if file == "" || file == "-" {
+		_, err = cmd.OutOrStdout().Write(b)
+		return err
+	}
+	return writeSecret(file, strings.NewReader(string(b)))
+}
+
+func (a *app) machineDiff() *cobra.Command {
+	cmd := &cobra.Command{Use: "diff MACHINE", Short: "Compare the config a machine would get now with the one it was last given", Args: cobra.ExactArgs(1)}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		var d api.Diff
+		if err := c.call(cmd.Context(), http.MethodGet, path("machines", args[0], "diff"), nil, nil, &d); err != nil {
+			return err
+		}
+		switch {
+		case d.Served == "":
+			say(cmd.ErrOrStderr(), "%s was given no config yet", d.Machine)
+		case d.Diff == "":
+			say(cmd.ErrOrStderr(), "no difference to the config of %s", when(d.ServedAt))
+		}
+		_, err = io.WriteString(cmd.OutOrStdout(), d.Diff)
+		return err
+	}
+	return cmd
+}

@@ -1,0 +1,205 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+func (a *app) applyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "apply -f FILE", Short: "Make clusters and machines be as a file declares", Args: cobra.NoArgs,
+		Long: "Make clusters and machines be as a YAML file declares: creates and updates what differs, and never deletes.\n" +
+			"Everything is checked first. A cluster that is not there yet is created, with secrets of its own. The file has\n" +
+			"the form that export prints.",
+	}
+	file := cmd.Flags().StringP("filename", "f", "", "rack.yaml; - for standard input")
+	dryRun := cmd.Flags().Bool("dry-run", false, "only tell what would be done")
+	out := (&format{"table"}).bind(cmd)
+	_ = cmd.MarkFlagRequired("filename") // the flag is there
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		b, err := readInput(*file, cmd.InOrStdin())
+		if err != nil {
+			return err
+		}
+		name := *file
+		if name == "-" {
+			name = "standard input"
+		}
+		rack, err := parseRack(name, b)
+		if err != nil {
+			return err
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		q := url.Values{}
+		if *dryRun {
+			q.Set("dryRun", "true")
+		}
+		var applied api.Applied
+		if err := c.call(cmd.Context(), http.MethodPost, path("apply"), q, rack.json, &applied); err != nil {
+			return rack.locate(err)
+		}
+		return out.print(cmd, applied, func(w io.Writer) { describeApplied(w, &applied) })
+	}
+	return cmd
+}
+
+func describeApplied(w io.Writer, a *api.Applied) {
+	for _, ch := range a.Changes {
+		if ch.Action == "unchanged" {
+			continue
+		}
+		row(w, ch.Action+" "+ch.Kind+" "+ch.Name)
+		for _, f := range ch.Fields {
+			switch {
+			case f.From == nil:
+				row(w, fmt.Sprintf("  %s: %s", f.Field, compact(f.To)))
+			case f.To == nil:
+				row(w, fmt.Sprintf("  %s: %s -> nothing", f.Field, compact(f.From)))
+			default:
+				row(w, fmt.Sprintf("  %s: %s -> %s", f.Field, compact(f.From), compact(f.To)))
+			}
+		}
+	}
+	tense := ""
+	if a.DryRun {
+		tense = " (dry run: nothing was written)"
+	}
+	row(w, fmt.Sprintf("%d created, %d updated, %d unchanged%s", a.Created, a.Updated, a.Unchanged, tense))
+}
+
+// compact is a value on one line.
+func compact(v any) string {
+	if s, ok := v.(string); ok {
+		return s
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(b)
+}
+
+func (a *app) exportCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "export", Short: "Print all clusters and machines, as apply takes them", Args: cobra.NoArgs,
+		Long: "Print all clusters and machines, as apply takes them. The secrets of the clusters are not among them: applied\n" +
+			"to an empty provisiond, this makes other clusters. To move a provisiond, use backup."}
+	out := &format{"yaml"}
+	cmd.Flags().StringVarP(&out.name, "output", "o", "yaml", "json or yaml")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if out.name == "table" {
+			return usagef("-o table: write json or yaml")
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		var rack api.Rack
+		if err := c.call(cmd.Context(), http.MethodGet, path("export"), nil, nil, &rack); err != nil {
+			return err
+		}
+		return out.print(cmd, rack, nil)
+	}
+	return cmd
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "status", Short: "Show the rack at a glance", Args: cobra.NoArgs}
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		var st api.Status
+		if err := c.call(cmd.Context(), http.MethodGet, path("status"), nil, nil, &st); err != nil {
+			return err
+		}
+		return out.print(cmd, st, func(w io.Writer) { describeStatus(w, &st) })
+	}
+	return cmd
+}
+
+func describeStatus(w io.Writer, st *api.Status) {
+	var phases []string
+	for _, p := range slices.Sorted(maps.Keys(st.Phases)) {
+		phases = append(phases, fmt.Sprintf("%d %s", st.Phases[p], p))
+	}
+	pair(w, "provisiond", st.Version)
+	pair(w, "machines", strings.TrimSuffix(fmt.Sprintf("%d: %s", st.Machines, strings.Join(phases, ", ")), ": "))
+	pair(w, "discovered", st.Discovered)
+	pair(w, "images", st.Images)
+	if len(st.Clusters) > 0 {
+		_, _ = fmt.Fprintln(w) // Flush reports it
+		row(w, "CLUSTER", "READY", "BOOTSTRAP", "REASON")
+		for _, cl := range st.Clusters {
+			row(w, cl.Name, fmt.Sprintf("%d of %d", cl.Ready, cl.Machines), bootstrap(cl.Bootstrap), cl.Bootstrap.Reason)
+		}
+	}
+	if len(st.Attention) > 0 {
+		_, _ = fmt.Fprintln(w) // Flush reports it
+		row(w, "LOOK AT", "PHASE", "SINCE", "REASON")
+		for _, at := range st.Attention {
+			row(w, at.Machine, phase(at.Phase), when(at.Phase.Since), at.Phase.Reason)
+		}
+	}
+}
+
+func (a *app) discoveredCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "discovered", Short: "List NICs that were seen and belong to no machine", Args: cobra.NoArgs}
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		strangers, err := list[api.Stranger](cmd.Context(), c, path("discovered"), nil)
+		if err != nil {
+			return err
+		}
+		return out.print(cmd, strangers, func(w io.Writer) {
+			row(w, "MAC", "ARCH", "CLIENT", "SUBNET", "RELAY", "FIRST SEEN", "LAST SEEN", "UUID")
+			for _, s := range strangers {
+				row(w, s.MAC, s.Arch, s.Client, s.Subnet, s.Relay, when(s.FirstSeen), when(s.LastSeen), s.UUID)
+			}
+		})
+	}
+	return cmd
+}
+
+func (a *app) backupCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "backup FILE", Short: "Save everything, secrets included, to a file of mode 0600", Args: cobra.ExactArgs(1),
+		Long: "Save everything, secrets included, to a file of mode 0600; - for standard output. The file is whole or not\n" +
+			"written at all. Boot images are not in it.",
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			resp, err := c.send(cmd.Context(), http.MethodGet, path("backup"), nil, nil, -1, nil)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, resp.Body.Close()) }()
+			if args[0] == "-" {
+				_, err = io.Copy(cmd.OutOrStdout(), resp.Body)
+				return err
+			}
+			return writeSecret(args[0], resp.Body)
+		},
+	}
+}
