@@ -1,0 +1,60 @@
+# make          build bin/provisiond
+# make demo     a daemon and a simulated rack on loopback, to a running cluster
+# make test     every test; says loudly what this machine cannot run
+# make e2e      real UEFI firmware in QEMU against the real daemon (root)
+# make bench    the benchmarks, each a ratio against something in the same run
+# make lint     go vet, golangci-lint, gofmt
+# make fuzz     every fuzz target for a while (FUZZTIME=30s)
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.2
+FUZZTIME ?= 30s
+
+.PHONY: all build demo test unit e2e bench lint fuzz clean
+
+all: build
+
+build:
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/provisiond ./cmd/provisiond
+
+demo: build
+	./bin/provisiond demo
+
+# The end-to-end test needs root, QEMU, OVMF and the packages in .ci/packages.
+# CI must leave nothing out; elsewhere what is left out is said.
+test: unit
+	@if [ "$$(id -u)" = 0 ] && command -v qemu-system-x86_64 >/dev/null; then \
+		$(MAKE) --no-print-directory e2e; \
+	elif [ -n "$$CI" ]; then \
+		echo "make test: CI must run the end-to-end test: it needs root and the packages in .ci/packages" >&2; exit 1; \
+	else \
+		printf '\n*** LEFT OUT: the end-to-end test with real UEFI firmware.\n*** It needs root and the Debian packages in .ci/packages:\n***   sudo sh -c "apt-get install -y $$(tr '\n' ' ' < .ci/packages)" && sudo make e2e\n\n'; \
+	fi
+
+unit:
+	$(GO) test -race -timeout 20m ./...
+
+e2e:
+	$(GO) test -tags e2e -count=1 -timeout 30m -v ./internal/e2e
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./internal/...
+
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags e2e ./internal/e2e/...
+	$(GOLANGCI) run ./...
+
+fuzz:
+	@grep -rlE '^func Fuzz' --include='*_test.go' internal | while read -r f; do \
+		for t in $$(grep -oE '^func Fuzz[A-Za-z0-9]+' $$f | cut -d' ' -f2); do \
+			echo "== $$t ($$(dirname $$f))"; \
+			$(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f) || exit 1; \
+		done; \
+	done
+
+clean:
+	rm -rf bin internal/e2e/out

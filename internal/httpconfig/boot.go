@@ -1,0 +1,178 @@
+package httpconfig
+
+import (
+	"encoding/hex"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// entry sends iPXE on to the script of its NIC.
+func (s *Server) entry(w http.ResponseWriter, _ *http.Request) {
+	text(w, http.StatusOK, entryScript(s.config.URLs))
+}
+
+// script answers iPXE with what its machine is to do. All but a request that no
+// iPXE makes is answered with a script, since a script can say why and try again.
+func (s *Server) script(w http.ResponseWriter, r *http.Request) {
+	mac, err := inventory.ParseMAC(param(r, "mac"))
+	if err != nil {
+		s.refuse(w, r, http.StatusBadRequest, err.Error())
+		return
+	}
+	q := r.URL.Query()
+	e := inventory.Event{
+		Kind: inventory.ScriptServed, MAC: mac, Client: inventory.IPXE, Peer: peerOf(r),
+		UUID: cleanUUID(q.Get("uuid")), Serial: cleanSerial(q.Get("serial")),
+	}
+	arch, ok := archOf(q.Get("arch"))
+	e.Arch = arch
+	if !ok {
+		s.hold(w, r, e, "this iPXE is for an architecture that Talos does not run on; boot the one for x86_64 or arm64")
+		return
+	}
+	s.answer(w, r, e)
+}
+
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Event) {
+	ctx := r.Context()
+	again := s.again(e)
+	view, err := s.Inventory.View(ctx, e.MAC, e.Arch)
+	if err != nil {
+		s.log.Error().Err(err).Str("mac", string(e.MAC)).Msg("cannot look up the machine that asks for a script")
+		text(w, http.StatusOK, retryScript("the inventory does not answer", again))
+		return
+	}
+	plan := inventory.PlanBoot(view)
+	e.Plan, e.Message = plan.Action, plan.Reason
+	if view.Machine != nil {
+		e.Machine = view.Machine.Name
+	}
+	if plan.Action == inventory.Install && view.Image == nil {
+		plan = inventory.Plan{Action: inventory.Hold, Reason: "there is no boot image for " + e.Machine}
+		e.Plan = plan.Action
+	}
+	if plan.Action != inventory.Install {
+		s.hold(w, r, e, plan.Reason)
+		return
+	}
+
+	// The config is made now: a mistake in it is shown on the machine's console
+	// instead of after a boot, and when it is fetched it is at hand.
+	if _, err := s.Configs.Config(ctx, view); err != nil {
+		s.broken(w, r, e, err)
+		return
+	}
+	// Recorded first: the token in the script must be known when the machine,
+	// or we, come back from a power cut.
+	e.Time = time.Now()
+	after, err := s.Inventory.Record(ctx, e)
+	if err == nil && (after.Machine == nil || after.Facts.Current() == nil) {
+		err = inventory.ErrNotFound // removed between the two
+	}
+	if err != nil {
+		s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot record a boot, so no script is given")
+		text(w, http.StatusOK, retryScript(e.Machine+": the inventory cannot be written", again))
+		return
+	}
+	boot := after.Facts.Current()
+	urls := s.config.URLs
+	line, err := s.Configs.KernelLine(ctx, view, urls.Config(e.MAC, boot.Token))
+	if err != nil {
+		s.broken(w, r, e, err)
+		return
+	}
+	body, err := installScript(
+		e.Machine+" starts Talos "+view.Image.Version+": "+plan.Reason,
+		urls.Kernel(view.Image, e.MAC, boot.Number), urls.Initramfs(view.Image, e.MAC, boot.Number), line, again)
+	if err != nil {
+		s.broken(w, r, e, err)
+		return
+	}
+	s.log.Info().Str("machine", e.Machine).Str("mac", string(e.MAC)).Str("plan", string(plan.Action)).Str("reason", plan.Reason).
+		Uint64("boot", boot.Number).Stringer("peer", e.Peer).Msg("boot script served")
+	text(w, http.StatusOK, body)
+}
+
+// hold gives the machine back to its firmware, for its disk or for nothing.
+func (s *Server) hold(w http.ResponseWriter, r *http.Request, e inventory.Event, reason string) {
+	if e.Plan == "" {
+		e.Plan = inventory.Hold
+	}
+	e.Message = reason
+	who, log := e.Machine, &s.log
+	if who == "" {
+		who, log = string(e.MAC), &s.junk
+	}
+	log.Info().Str("machine", e.Machine).Str("mac", string(e.MAC)).Str("plan", string(e.Plan)).Str("reason", reason).Stringer("peer", e.Peer).Msg("boot script served")
+	text(w, http.StatusOK, leaveScript(who+": "+reason))
+	// Nothing hangs on this record. That of a stranger is anybody's to cause.
+	if e.Machine != "" || s.refusals.Allow() {
+		s.record(r.Context(), e)
+	}
+}
+
+// broken says on the machine's console why it has no config, and lets it ask
+// again: an operator will have corrected it.
+func (s *Server) broken(w http.ResponseWriter, r *http.Request, e inventory.Event, err error) {
+	s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot make a machine's config, so it waits")
+	text(w, http.StatusOK, retryScript(e.Machine+" has no valid config: "+err.Error(), s.again(e)))
+	e.Plan, e.Error, e.Message = inventory.Hold, err.Error(), "its config cannot be made: "+err.Error()
+	s.record(r.Context(), e)
+}
+
+// again is the URL by which a script asks for its successor.
+func (s *Server) again(e inventory.Event) string {
+	u := s.config.URLs.Script(e.MAC, e.Arch)
+	for _, p := range [][2]string{{"uuid", e.UUID}, {"serial", e.Serial}} {
+		if p[1] == "" {
+			continue
+		}
+		sep := "&"
+		if !strings.Contains(u, "?") {
+			sep = "?"
+		}
+		u += sep + p[0] + "=" + url.QueryEscape(p[1])
+	}
+	return u
+}
+
+// archOf reads iPXE's ${buildarch}, or our own name of an architecture. Nothing
+// is an answer too.
+func archOf(s string) (inventory.Arch, bool) {
+	switch s {
+	case "":
+		return "", true
+	case "x86_64", string(inventory.AMD64):
+		return inventory.AMD64, true
+	case string(inventory.ARM64):
+		return inventory.ARM64, true
+	}
+	return "", false
+}
+
+// cleanUUID takes an SMBIOS UUID in text form, in lower case; "" for anything
+// else and for the UUIDs that vendors leave unset.
+func cleanUUID(s string) string {
+	s = strings.ToLower(s)
+	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
+		return ""
+	}
+	digits := strings.ReplaceAll(s, "-", "")
+	if _, err := hex.DecodeString(digits); err != nil || strings.Trim(digits, "0") == "" || strings.Trim(digits, "f") == "" {
+		return ""
+	}
+	return s
+}
+
+// cleanSerial takes a serial number of at most 64 printable characters.
+func cleanSerial(s string) string {
+	s = strings.TrimSpace(s)
+	if len(s) > 64 || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return ""
+	}
+	return s
+}

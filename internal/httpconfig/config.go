@@ -1,0 +1,248 @@
+package httpconfig
+
+import (
+	"bytes"
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+const (
+	// settle is the least time between two looks at the inventory for one held
+	// request: in a busy rack every commit wakes all of them.
+	settle = time.Second
+	// recheck looks again without a wake-up, should the store have been away.
+	recheck = 15 * time.Second
+)
+
+// tokenBoots is how many boots' tokens count. A repeated Solicit can begin a new
+// boot while the machine still runs the script of the one before.
+const tokenBoots = 2
+
+// fetch is one request for a config and what it comes to for now. It lies on the
+// heap, and the functions here are small, for the stack of a new connection is:
+// each time it grows costs as much as all else that a fetch does.
+type fetch struct {
+	mac   inventory.MAC
+	token string
+	peer  netip.Addr
+
+	status int // 200; 403 or 404 for good; 204 for not yet
+	reason string
+	view   inventory.View
+	boot   *inventory.Boot
+	config MachineConfig
+}
+
+// machineConfig serves a machine its config, against the token of its boot.
+//
+// "Not yet" is never an error status: Talos waits twice as long after each, up
+// to hours. The request is held until there is a config, and at last answered
+// with 204, after which Talos asks again at once.
+func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
+	mac, err := inventory.ParseMAC(param(r, "mac"))
+	if err != nil {
+		s.refuse(w, r, http.StatusBadRequest, err.Error())
+		return
+	}
+	f := &fetch{mac: mac, token: param(r, "token"), peer: peerOf(r)}
+	s.look(r.Context(), f)
+	if f.status == http.StatusNoContent {
+		s.wait(r.Context(), f)
+		// The connection's deadline has passed meanwhile.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.config.Stall))
+	}
+	switch f.status {
+	case http.StatusOK:
+		s.logServed(f)
+		h := w.Header()
+		h.Set("Content-Type", "application/yaml")
+		h.Set("Content-Length", strconv.Itoa(f.config.Size))
+		h.Set("Cache-Control", "no-store")
+		s.send(w, f.config.Parts)
+	case http.StatusNoContent:
+		f.log(s.log.Warn(), "config not ready")
+		w.Header().Set("Cache-Control", "no-store")
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		f.log(s.junk.Warn(), "config refused")
+		text(w, f.status, "refused; provisiond's log says why\n")
+		if f.machine() != "" && s.refusals.Allow() {
+			s.recordRefusal(r.Context(), f)
+		}
+	}
+}
+
+func (s *Server) logServed(f *fetch) {
+	s.log.Info().Str("machine", f.machine()).Str("mac", string(f.mac)).Uint64("boot", f.boot.Number).Stringer("peer", f.peer).Str("sha256", f.config.Hash).Msg("config served")
+}
+
+func (f *fetch) log(e *zerolog.Event, what string) {
+	e.Str("machine", f.machine()).Str("mac", string(f.mac)).Stringer("peer", f.peer).Str("reason", f.reason).Msg(what)
+}
+
+// send writes the parts as one: copying 16 KB costs less than another small
+// segment on the wire. Should it fail, Talos asks again.
+func (s *Server) send(w http.ResponseWriter, parts [][]byte) {
+	if len(parts) == 1 {
+		_, _ = w.Write(parts[0])
+		return
+	}
+	buf, ok := s.buffers.Get().(*bytes.Buffer)
+	if !ok {
+		buf = &bytes.Buffer{}
+	}
+	defer s.buffers.Put(buf)
+	buf.Reset()
+	for _, p := range parts {
+		_, _ = buf.Write(p) // never fails (bytes.Buffer)
+	}
+	_, _ = w.Write(buf.Bytes())
+}
+
+// look decides what the request comes to now. When that is 200 it has been
+// recorded.
+func (s *Server) look(ctx context.Context, f *fetch) {
+	f.status, f.reason, f.boot = 0, "", nil
+	for _, step := range [...]func(*Server, context.Context, *fetch){(*Server).load, (*Server).admit, (*Server).plan, (*Server).render, (*Server).recordServed} {
+		if step(s, ctx, f); f.status != 0 {
+			return
+		}
+	}
+	f.status = http.StatusOK
+}
+
+func (s *Server) load(ctx context.Context, f *fetch) {
+	var err error
+	if f.view, err = s.Inventory.View(ctx, f.mac, ""); err != nil {
+		f.is(http.StatusNoContent, "the inventory does not answer: "+err.Error())
+	} else if f.view.Machine == nil {
+		f.is(http.StatusNotFound, "this MAC is not registered")
+	}
+}
+
+// admit checks who asks: the token of a recent boot that is not over, from an
+// address of the machine.
+func (s *Server) admit(ctx context.Context, f *fetch) {
+	if f.boot = bootOf(&f.view.Facts, f.token); f.boot == nil {
+		f.is(http.StatusForbidden, "the token is not that of a recent boot")
+		return
+	}
+	if age := time.Since(f.boot.Started); age > s.config.TokenWindow {
+		f.is(http.StatusForbidden, fmt.Sprintf("boot %d began %v ago", f.boot.Number, age.Round(time.Minute)))
+		return
+	}
+	if !f.boot.API.IsZero() {
+		f.is(http.StatusForbidden, fmt.Sprintf("boot %d is over: the machine's own API has answered", f.boot.Number))
+		return
+	}
+	if ours, err := s.belongs(ctx, f.view.Machine, f.peer); err != nil {
+		f.is(http.StatusNoContent, "the inventory does not answer: "+err.Error())
+	} else if !ours {
+		f.is(http.StatusForbidden, fmt.Sprintf("%s is no address of %s", f.peer, f.machine()))
+	}
+}
+
+// plan asks the one boot decision.
+func (s *Server) plan(_ context.Context, f *fetch) {
+	switch plan := inventory.PlanBoot(f.view); {
+	case plan.Action == inventory.Install:
+	case plan.Action == inventory.Disk && f.boot.Plan == inventory.Install:
+		// It was told to install and is not done: what used up the order was
+		// another boot, and this one hangs without a config.
+	case plan.Action == inventory.Hold:
+		f.is(http.StatusNoContent, plan.Reason)
+	default:
+		f.is(http.StatusForbidden, plan.Reason)
+	}
+}
+
+func (s *Server) render(ctx context.Context, f *fetch) {
+	var err error
+	if f.config, err = s.Configs.Config(ctx, f.view); err != nil {
+		f.is(http.StatusNoContent, "its config cannot be made: "+err.Error())
+	}
+}
+
+func (s *Server) recordServed(ctx context.Context, f *fetch) {
+	_, err := s.Inventory.Record(ctx, inventory.Event{
+		Time: time.Now(), Kind: inventory.ConfigServed, MAC: f.mac, Machine: f.machine(), Boot: f.boot.Number, Hash: f.config.Hash, Peer: f.peer,
+	})
+	if errors.Is(err, inventory.ErrNotFound) {
+		f.is(http.StatusNotFound, "this MAC is not registered any more")
+	} else if err != nil {
+		f.is(http.StatusNoContent, "the inventory cannot be written: "+err.Error())
+	}
+}
+
+func (s *Server) recordRefusal(ctx context.Context, f *fetch) {
+	s.record(ctx, inventory.Event{Kind: inventory.ConfigRefused, MAC: f.mac, Machine: f.machine(), Peer: f.peer, Message: f.reason})
+}
+
+func (f *fetch) is(status int, reason string) { f.status, f.reason = status, reason }
+
+func (f *fetch) machine() string {
+	if f.view.Machine == nil {
+		return ""
+	}
+	return f.view.Machine.Name
+}
+
+// bootOf finds the recent boot that a token is of. How long it takes says nothing
+// about a token.
+func bootOf(f *inventory.Facts, token string) *inventory.Boot {
+	var found *inventory.Boot
+	for i := range f.Boots[:min(len(f.Boots), tokenBoots)] {
+		b := &f.Boots[i]
+		if b.Token != "" && subtle.ConstantTimeCompare([]byte(b.Token), []byte(token)) == 1 {
+			found = b
+		}
+	}
+	return found
+}
+
+// wait holds a request that is "not yet" until it comes to something else, or
+// for Config.Hold.
+func (s *Server) wait(ctx context.Context, f *fetch) {
+	select {
+	case s.held <- struct{}{}:
+		defer func() { <-s.held }()
+	default:
+		f.reason = "too many requests are waiting; " + f.reason
+		return
+	}
+	changed, stop := s.Inventory.Watch()
+	defer stop()
+	s.log.Info().Str("machine", f.machine()).Str("mac", string(f.mac)).Str("reason", f.reason).Msg("config request waits")
+	end := time.NewTimer(s.config.Hold)
+	defer end.Stop()
+	// The first look again is at once: the change may have come before Watch.
+	next := time.NewTimer(0)
+	defer next.Stop()
+	var lookedAt time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-end.C:
+			return
+		case <-changed:
+			next.Reset(max(0, settle-time.Since(lookedAt)))
+		case <-next.C:
+			if s.look(ctx, f); f.status != http.StatusNoContent {
+				return
+			}
+			lookedAt = time.Now()
+			next.Reset(recheck)
+		}
+	}
+}

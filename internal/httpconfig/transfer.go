@@ -1,0 +1,72 @@
+package httpconfig
+
+import (
+	"io"
+	"net/http"
+	"time"
+)
+
+// piece is how much is sent before the deadline of a connection is moved on: at
+// 30 s for 4 MB, a peer may be as slow as 1.1 Mbit/s.
+const piece = 4 << 20
+
+// transfer is a ResponseWriter for large files. It moves the connection's
+// deadline on with every piece, so that a slow peer gets all of a file and one
+// that stopped reading does not keep a connection; and it counts what was sent.
+// Its ReadFrom passes files on as they are, for sendfile.
+type transfer struct {
+	http.ResponseWriter
+	stall  time.Duration
+	status int
+	sent   int64
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (t *transfer) WriteHeader(status int) {
+	t.status = status
+	t.ResponseWriter.WriteHeader(status)
+}
+
+func (t *transfer) Write(p []byte) (int, error) {
+	t.moveOn()
+	n, err := t.ResponseWriter.Write(p)
+	t.sent += int64(n)
+	return n, err
+}
+
+// ReadFrom implements io.ReaderFrom piece by piece.
+func (t *transfer) ReadFrom(src io.Reader) (total int64, err error) {
+	// The kernel is given the file itself only if exactly one LimitedReader is
+	// around it (net.sendFile), so the one that http.ServeContent made is opened.
+	left, bounded := int64(-1), false
+	if limited, ok := src.(*io.LimitedReader); ok {
+		src, left, bounded = limited.R, limited.N, true
+	}
+	for !bounded || left > 0 {
+		want := int64(piece)
+		if bounded {
+			want = min(want, left)
+		}
+		t.moveOn()
+		n, err := io.Copy(t.ResponseWriter, &io.LimitedReader{R: src, N: want}) // the ResponseWriter's ReadFrom, if it has one
+		total += n
+		t.sent += n
+		left -= n
+		if err != nil || n < want {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// Unwrap is for http.ResponseController.
+func (t *transfer) Unwrap() http.ResponseWriter { return t.ResponseWriter }
+
+func (t *transfer) moveOn() {
+	// A ResponseWriter without deadlines is a test's.
+	_ = http.NewResponseController(t.ResponseWriter).SetWriteDeadline(time.Now().Add(t.stall))
+}
+
+// whole reports whether all of a file of this size was sent: no part of it, no
+// HEAD and no 304.
+func (t *transfer) whole(size int64) bool { return t.status == http.StatusOK && t.sent == size }
