@@ -1,0 +1,207 @@
+package racktest
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
+	"github.com/siderolabs/talos/pkg/machinery/config"
+)
+
+// maxConfig bounds a machine config; Talos has no bound.
+const maxConfig = 16 << 20
+
+// acquire is the config controller: it starts over, with back-off, until a
+// source gives a complete config. A nil config is maintenance mode.
+func (s *system) acquire(ctx context.Context) (config.Provider, []byte, error) {
+	retry := backoff{next: s.opts.Timing.Backoff, max: s.opts.Timing.BackoffMax}
+	for {
+		cfg, text, err := s.sources(ctx)
+		var broken *Fault
+		if err == nil || ctx.Err() != nil || errors.Is(err, ErrPowerCut) || errors.As(err, &broken) {
+			return cfg, text, ended(ctx, err)
+		}
+		s.events.publish(&machineapi.ConfigLoadErrorEvent{Error: err.Error()})
+		s.timeline.add(StepConfig, "config refused: %v", err)
+		if err := retry.wait(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// sources tries them in order (controllers/config/acquire.go): STATE, early,
+// platform, inline. The config on the disk wins over all.
+func (s *system) sources(ctx context.Context) (config.Provider, []byte, error) {
+	if text := s.disk.Config(); text != nil {
+		cfg, err := loadState(text)
+		if err != nil {
+			return nil, nil, err
+		}
+		s.timeline.add(StepConfig, "config from STATE")
+		return cfg, text, s.activate(ctx, cfg)
+	}
+	if s.line == nil {
+		return nil, nil, nil
+	}
+	for _, source := range []func(context.Context) ([]byte, string, error){
+		func(context.Context) ([]byte, string, error) {
+			text, err := s.line.encoded("talos.config.early")
+			return text, "via cmdline talos.config.early", err
+		},
+		func(ctx context.Context) ([]byte, string, error) {
+			text, err := s.download(ctx)
+			return text, "via platform metal", err
+		},
+		func(context.Context) ([]byte, string, error) {
+			text, err := s.line.encoded("talos.config.inline")
+			return text, "via cmdline talos.config.inline", err
+		},
+	} {
+		text, name, err := source(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		if text == nil {
+			continue
+		}
+		cfg, err := loadConfig(ctx, text, name, s.disk)
+		if err != nil {
+			return nil, nil, err
+		}
+		s.timeline.add(StepConfig, "config %s: %d bytes, complete: %t", name, len(text), cfg.CompleteForBoot())
+		if err := s.activate(ctx, cfg); err != nil {
+			return nil, nil, err
+		}
+		if cfg.CompleteForBoot() {
+			s.loaded(func(l *Loaded) { l.Config = hash(text) })
+			return cfg, text, nil
+		}
+	}
+	return nil, nil, nil
+}
+
+// download gets the config from talos.config. Every status but 200 and 204, and
+// every broken connection, is tried again after a wait that doubles and has no
+// cap; a 204 and an empty body are "config not found".
+func (s *system) download(ctx context.Context) ([]byte, error) {
+	raw := s.line.first("talos.config")
+	if raw == "" || raw == "none" {
+		return nil, nil
+	}
+	if err := s.networkReady(ctx); err != nil {
+		return nil, err
+	}
+	target, err := s.fill(raw)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.step(StepConfig, "Talos fetches its config"); err != nil {
+		return nil, err
+	}
+	for n := 0; ; n++ {
+		body, err := s.fetch(ctx, target)
+		if err == nil || ctx.Err() != nil {
+			return body, ended(ctx, err)
+		}
+		s.timeline.add(StepConfig, "retrying error: %v", err)
+		units := math.Exp2(float64(min(n, 30))) - 1 + rand.Float64()
+		if err := sleep(ctx, time.Duration(units*float64(s.opts.Timing.ConfigUnit))); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// fetch is one try. The body is never nil then: an empty one is for the loader
+// to refuse.
+func (s *system) fetch(ctx context.Context, target string) (body []byte, err error) {
+	defer func() { s.fetched(target, err) }()
+	ctx, cancel := context.WithTimeout(ctx, s.opts.Timing.ConfigAttempt)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return nil, err
+	}
+	// Go's own User-Agent and Accept-Encoding, and Connection: close.
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusNoContent {
+		return nil, fmt.Errorf("failed to download config, status %s", res.Status)
+	}
+	body, err = io.ReadAll(io.LimitReader(res.Body, maxConfig))
+	if err != nil {
+		return nil, err
+	}
+	if http.DetectContentType(body) == "application/x-gzip" {
+		zr, err := gzip.NewReader(bytes.NewReader(body))
+		if err != nil {
+			return nil, err
+		}
+		return io.ReadAll(io.LimitReader(zr, maxConfig))
+	}
+	if body == nil {
+		body = []byte{}
+	}
+	return body, nil
+}
+
+// fill replaces ${uuid}, ${mac}, ${serial} and ${hostname} in the values of the
+// query, which is encoded anew then, and fills in an empty uuid=
+// (platform/metal/url). Other parts of the URL are left alone.
+func (s *system) fill(raw string) (string, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "", fmt.Errorf("failed to parse the config URL: %w", err)
+	}
+	values := map[string]string{"mac": s.MAC().String(), "serial": s.opts.Serial, "hostname": s.net.hostname}
+	if s.opts.UUID != uuid.Nil {
+		values["uuid"] = s.opts.UUID.String()
+	}
+	query, changed := u.Query(), false
+	for key, list := range query {
+		for i, v := range list {
+			filled := v
+			if key == "uuid" && v == "" {
+				filled = values["uuid"]
+			}
+			for name, value := range values {
+				if value != "" { // else Talos waits 90 s and sends the variable itself
+					filled = replaceFold(filled, "${"+name+"}", value)
+				}
+			}
+			changed = changed || filled != v
+			list[i] = filled
+		}
+	}
+	if changed || strings.Contains(raw, "${") {
+		u.RawQuery = query.Encode()
+	}
+	return u.String(), nil
+}
+
+// replaceFold is strings.ReplaceAll with ASCII case folding.
+func replaceFold(s, old, with string) string {
+	for i := 0; i+len(old) <= len(s); {
+		if strings.EqualFold(s[i:i+len(old)], old) {
+			s = s[:i] + with + s[i+len(old):]
+			i += len(with)
+			continue
+		}
+		i++
+	}
+	return s
+}

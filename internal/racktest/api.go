@@ -1,0 +1,207 @@
+package racktest
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+
+	cosiv1 "github.com/cosi-project/runtime/api/v1alpha1"
+	"github.com/cosi-project/runtime/pkg/state"
+	cosiserver "github.com/cosi-project/runtime/pkg/state/protobuf/server"
+	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
+	"github.com/siderolabs/talos/pkg/machinery/constants"
+	"github.com/siderolabs/talos/pkg/machinery/role"
+	"github.com/siderolabs/talos/pkg/machinery/version"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// runAPI is apid: it opens port 50000 once it has certificates.
+func (n *Node) runAPI(ctx context.Context) error {
+	if err := n.set(ctx, "apid", machineapi.ServiceStateEvent_STARTING, "Starting service", false); err != nil {
+		return err
+	}
+	waiting := `Waiting for service "containerd" to be "up", api certificates`
+	if err := n.set(ctx, "apid", machineapi.ServiceStateEvent_WAITING, waiting, false); err != nil {
+		return err
+	}
+	tlsConfig, err := n.apiCertificate(ctx)
+	if err != nil {
+		return err
+	}
+	if err := sleep(ctx, n.opts.Timing.API); err != nil {
+		return err
+	}
+	if err := n.opts.step(StepAPI, "apid opens port %d", constants.ApidPort); err != nil {
+		return err
+	}
+	ln, err := n.opts.Network.Listen(ctx, constants.ApidPort)
+	if err != nil {
+		return fmt.Errorf("apid: %w", ended(ctx, err))
+	}
+	server := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(tlsConfig)),
+		grpc.MaxRecvMsgSize(constants.GRPCMaxMessageSize),
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			if err := authorize(ctx, info.FullMethod); err != nil {
+				return nil, err
+			}
+			return next(ctx, req)
+		}),
+		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			if err := authorize(stream.Context(), info.FullMethod); err != nil {
+				return err
+			}
+			return next(srv, stream)
+		}),
+	)
+	machineapi.RegisterMachineServiceServer(server, &machineService{node: n})
+	cosiv1.RegisterStateServer(server, cosiserver.NewState(state.Filter(n.resources, readOnly)))
+	if err := n.up(ctx, "apid"); err != nil {
+		return err
+	}
+	return serveGRPC(ctx, server, ln)
+}
+
+// serveGRPC serves until ctx ends, then breaks all connections, as a machine
+// does that goes down.
+func serveGRPC(ctx context.Context, server *grpc.Server, ln net.Listener) error {
+	stop := context.AfterFunc(ctx, server.Stop)
+	defer stop()
+	err := server.Serve(ln)
+	if ctx.Err() != nil {
+		server.Stop() // waits for what AfterFunc began
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func readOnly(_ context.Context, access state.Access) error {
+	if access.Verb.Readonly() {
+		return nil
+	}
+	return status.Error(codes.PermissionDenied, "the resource API is read-only")
+}
+
+// adminOnly are the methods that os:reader and os:operator may not call.
+var adminOnly = map[string]bool{
+	machineapi.MachineService_Bootstrap_FullMethodName: true,
+	machineapi.MachineService_Reset_FullMethodName:     true,
+}
+
+// authorize reads the roles in the client's certificate, which TLS has verified
+// already (internal/app/apid authorizes by its organization).
+func authorize(ctx context.Context, method string) error {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return status.Error(codes.PermissionDenied, "no peer")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return status.Error(codes.PermissionDenied, "no client certificate")
+	}
+	roles, _ := role.Parse(info.State.PeerCertificates[0].Subject.Organization)
+	allowed := role.MakeSet(role.Admin, role.Operator, role.Reader)
+	if adminOnly[method] {
+		allowed = role.MakeSet(role.Admin)
+	}
+	if !roles.IncludesAny(allowed) {
+		return status.Error(codes.PermissionDenied, "not authorized")
+	}
+	return nil
+}
+
+// machineService answers the calls that provisioning makes; all others are
+// Unimplemented.
+type machineService struct {
+	machineapi.UnimplementedMachineServiceServer
+	node *Node
+}
+
+// Version tells the Talos version.
+func (s *machineService) Version(context.Context, *emptypb.Empty) (*machineapi.VersionResponse, error) {
+	return &machineapi.VersionResponse{Messages: []*machineapi.Version{{
+		Version:  version.NewVersion(),
+		Platform: &machineapi.PlatformInfo{Name: "metal", Mode: "metal"},
+	}}}, nil
+}
+
+// ServiceList lists the services with their states, such as etcd "Preparing".
+func (s *machineService) ServiceList(context.Context, *emptypb.Empty) (*machineapi.ServiceListResponse, error) {
+	s.node.mu.Lock()
+	defer s.node.mu.Unlock()
+	list := &machineapi.ServiceList{}
+	for _, v := range s.node.services {
+		name := v.state.String()
+		list.Services = append(list.Services, &machineapi.ServiceInfo{
+			Id:     v.id,
+			State:  name[:1] + strings.ToLower(name[1:]),
+			Events: &machineapi.ServiceEvents{Events: []*machineapi.ServiceEvent{{Msg: v.message, State: name[:1] + strings.ToLower(name[1:])}}},
+			Health: v.health,
+		})
+	}
+	return &machineapi.ServiceListResponse{Messages: []*machineapi.ServiceList{list}}, nil
+}
+
+// Bootstrap decides in the order of Talos
+// (internal/app/machined/internal/server/v1alpha1/v1alpha1_server.go). Nothing
+// in it looks at the rest of the cluster.
+func (s *machineService) Bootstrap(ctx context.Context, _ *machineapi.BootstrapRequest) (*machineapi.BootstrapResponse, error) {
+	n := s.node
+	n.mu.Lock()
+	cri := n.healthy("cri")
+	n.mu.Unlock()
+	if !cri {
+		return nil, status.Error(codes.FailedPrecondition, "bootstrap is not available yet")
+	}
+	if !n.control {
+		return nil, status.Error(codes.Unimplemented, "bootstrap is only available on control plane nodes")
+	}
+	timeCtx, cancel := context.WithTimeout(ctx, n.opts.Timing.TimeWait)
+	defer cancel()
+	if n.wait(timeCtx, func() bool { return n.timeSynced }) != nil {
+		return nil, status.Error(codes.FailedPrecondition, "time is not in sync yet")
+	}
+	accepted := false
+	err := n.update(ctx, func() {
+		if accepted = n.opts.Disk.Etcd() == ""; accepted {
+			n.bootstraps++
+		}
+	})
+	switch {
+	case !accepted:
+		return nil, status.Error(codes.AlreadyExists, "etcd data directory is not empty")
+	case err != nil:
+		return nil, status.FromContextError(err).Err()
+	}
+	return &machineapi.BootstrapResponse{Messages: []*machineapi.Bootstrap{{}}}, nil
+}
+
+// EtcdMemberList hangs until etcd runs, or the caller's deadline.
+func (s *machineService) EtcdMemberList(ctx context.Context, _ *machineapi.EtcdMemberListRequest) (*machineapi.EtcdMemberListResponse, error) {
+	n := s.node
+	if !n.control {
+		return nil, status.Error(codes.Unimplemented, "etcd member list is only available on control plane nodes")
+	}
+	if err := n.wait(ctx, func() bool { return n.healthy("etcd") }); err != nil {
+		return nil, status.FromContextError(err).Err()
+	}
+	members := &machineapi.EtcdMembers{}
+	for i, m := range n.opts.Peers.Members(ctx, n.cluster) {
+		if m.Etcd != n.opts.Disk.Etcd() {
+			continue
+		}
+		members.LegacyMembers = append(members.LegacyMembers, m.Name)
+		members.Members = append(members.Members, &machineapi.EtcdMember{
+			Id: uint64(i + 1), Hostname: m.Name,
+			PeerUrls:   []string{fmt.Sprintf("https://[%s]:2380", m.Address)},
+			ClientUrls: []string{fmt.Sprintf("https://[%s]:2379", m.Address)},
+		})
+	}
+	return &machineapi.EtcdMemberListResponse{Messages: []*machineapi.EtcdMembers{members}}, nil
+}

@@ -1,0 +1,351 @@
+package racktest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/insomniacslk/dhcp/dhcpv6"
+	"github.com/insomniacslk/dhcp/iana"
+)
+
+// Firmware is how the UEFI of a machine boots from the network.
+type Firmware string
+
+// The two ways; each is one boot option of UEFI, before the disk.
+const (
+	PXE  Firmware = "pxe"  // PXEv6: DHCPv6 and TFTP
+	HTTP Firmware = "http" // HTTPv6: DHCPv6 and HTTP
+)
+
+// IPXE is the generation of the iPXE build that is served as the loader. The
+// bytes are read and hashed, not run.
+type IPXE string
+
+// The two measured ones. They differ in autoexec.ipxe, which only 2.0 looks
+// for and only over HTTP, and in initrd=, without which 2019 loads no initramfs.
+const (
+	IPXE2019 IPXE = "1.0.0+" // Debian 1.0.0+git-20190125
+	IPXE20   IPXE = "2.0.0+"
+)
+
+// Architectures by their Go and Talos names.
+const (
+	AMD64 = "amd64"
+	ARM64 = "arm64"
+)
+
+// MachineOptions describe a machine. Zero values are a blank amd64 machine with
+// PXE firmware and the iPXE of 2019.
+type MachineOptions struct {
+	Name string
+	// MACs of the NICs, in the order of the firmware; it boots from the first.
+	MACs []net.HardwareAddr
+	// UUID of SMBIOS. Zero: it has none, and the firmware's DUID is a
+	// DUID-LLT.
+	UUID     uuid.UUID
+	Serial   string
+	Arch     string
+	Firmware Firmware
+	IPXE     IPXE
+	// OwnStack lets the firmware's own IPv6 stack take an address first, as
+	// EDK2 does when the router advertisement has M set.
+	OwnStack bool
+	// SLAAC is a prefix announced with the A flag, if any. Without one Talos
+	// has no address but what ip=, early or machine config give it.
+	SLAAC netip.Prefix
+	// Disk survives power cycles. Nil: a new blank one.
+	Disk *Disk
+
+	Net    *Net
+	Fabric *Fabric
+	Peers  Peers
+	Timing Timing
+	// OnStep is called before each step. An error cuts the power.
+	OnStep func(Step) error
+}
+
+// Outcome is how far a boot came.
+type Outcome string
+
+// The ends of a boot that are not errors.
+const (
+	// Ready: Talos is up, its stage is running and it is ready.
+	Ready Outcome = "ready"
+	// NoBoot: the network offered nothing, and the disk is blank.
+	NoBoot Outcome = "nothing to boot"
+	// Maintenance: Talos was given a config without a machine section, or
+	// none, and waits for an operator.
+	Maintenance Outcome = "maintenance"
+)
+
+// Machine is one bare metal machine. Its methods are safe for concurrent use.
+type Machine struct {
+	opts     MachineOptions
+	disk     *Disk
+	timeline Timeline
+	llt      dhcpv6.DUID // in NVRAM, for firmware without a UUID
+
+	mu       sync.Mutex
+	power    *boot
+	urls     map[string]error // by URL: nil once fetched, else the last error
+	accepted int
+	served   Loaded
+}
+
+// Loaded is what the newest network boot brought into memory.
+type Loaded struct {
+	LoaderURL, Loader       string // SHA-256 in hexadecimal
+	KernelURL, Kernel       string
+	InitramfsURL, Initramfs string
+	CommandLine             string
+	Config                  string // SHA-256 of the machine config
+}
+
+// NewMachine makes a machine that is off.
+func NewMachine(o MachineOptions) (*Machine, error) {
+	if len(o.MACs) == 0 || len(o.MACs[0]) != 6 {
+		return nil, fmt.Errorf("machine %q needs the six octets of at least one MAC", o.Name)
+	}
+	if o.Net == nil || o.Fabric == nil || o.Peers == nil {
+		return nil, fmt.Errorf("machine %q needs Net, Fabric and Peers", o.Name)
+	}
+	if o.Arch == "" {
+		o.Arch = AMD64
+	}
+	if o.Firmware == "" {
+		o.Firmware = PXE
+	}
+	if o.IPXE == "" {
+		o.IPXE = IPXE2019
+	}
+	if o.Name == "" {
+		o.Name = o.MACs[0].String()
+	}
+	if o.Disk == nil {
+		o.Disk = &Disk{}
+	}
+	return &Machine{
+		opts: o, disk: o.Disk, urls: map[string]error{},
+		// The time is bogus in EDK2 too; what matters is that it stays.
+		llt: &dhcpv6.DUIDLLT{HWType: iana.HWTypeEthernet, Time: uint32(time.Now().Unix()), LinkLayerAddr: o.MACs[0]},
+	}, nil
+}
+
+// Name is the machine's name in reports.
+func (m *Machine) Name() string { return m.opts.Name }
+
+// MAC is the NIC it boots from.
+func (m *Machine) MAC() net.HardwareAddr { return m.opts.MACs[0] }
+
+// UUID is the SMBIOS UUID.
+func (m *Machine) UUID() uuid.UUID { return m.opts.UUID }
+
+// Disk is the machine's disk.
+func (m *Machine) Disk() *Disk { return m.disk }
+
+// Timeline is what it did so far.
+func (m *Machine) Timeline() *Timeline { return &m.timeline }
+
+// Loaded is what the newest network boot read.
+func (m *Machine) Loaded() Loaded {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.served
+}
+
+// Accepted counts the Bootstrap calls its API has answered with OK, over all
+// its boots.
+func (m *Machine) Accepted() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.accepted
+	if m.power != nil && m.power.node != nil {
+		n += m.power.node.Accepted()
+	}
+	return n
+}
+
+// Node is the Talos it runs, or nil.
+func (m *Machine) Node() *Node {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.power == nil {
+		return nil
+	}
+	return m.power.node
+}
+
+// Unfetched lists the URLs that were tried and never worked, with the last
+// error of each.
+func (m *Machine) Unfetched() map[string]error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	broken := maps.Clone(m.urls)
+	maps.DeleteFunc(broken, func(_ string, err error) bool { return err == nil })
+	return broken
+}
+
+// URLs lists everything it tried to fetch, sorted.
+func (m *Machine) URLs() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.urls))
+}
+
+// fetched notes how a fetch went; a success outlives later failures. A fetch
+// that the power cut short says nothing of the URL.
+func (b *boot) fetched(url string, err error) {
+	if b.ctx.Err() != nil && err != nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if old, seen := b.urls[url]; !seen || old != nil {
+		b.urls[url] = err
+	}
+}
+
+func (b *boot) loaded(set func(*Loaded)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	set(&b.served)
+}
+
+func hash(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// boot is one period of power.
+type boot struct {
+	*Machine
+	ctx  context.Context // ends when the power does
+	cut  context.CancelCauseFunc
+	host *Host
+	live sync.WaitGroup // everything that outlives PowerOn
+	node *Node          // guarded by Machine.mu
+}
+
+// PowerOn starts the machine and blocks until its boot comes to an end. On
+// Ready and Maintenance the machine stays on until [Machine.PowerOff], or until
+// ctx, which is the electricity, ends; PowerOff must be called in either case.
+// Otherwise it is off again.
+//
+// A server that does not answer, or breaks off, is waited for as long as ctx
+// lasts, by way of the boot manager's other options; a server that answers
+// wrongly ends the boot with a [*Fault].
+func (m *Machine) PowerOn(ctx context.Context) (Outcome, error) {
+	power, cut := context.WithCancelCause(ctx)
+	b := &boot{Machine: m, ctx: power, cut: cut, host: m.opts.Fabric.NewHost(m.opts.Name)}
+	m.mu.Lock()
+	if m.power != nil {
+		m.mu.Unlock()
+		cut(nil)
+		return "", fmt.Errorf("%s is on already", m.opts.Name)
+	}
+	m.power = b
+	m.mu.Unlock()
+	outcome, err := b.run(power)
+	if err == nil && outcome != NoBoot {
+		return outcome, nil
+	}
+	if err != nil {
+		stood := m.timeline.last()
+		m.timeline.add(StepSolicit, "off: %v", err)
+		err = fmt.Errorf("%s, at %s: %w", m.opts.Name, stood, err)
+	}
+	m.off(b)
+	return outcome, err
+}
+
+// PowerOff cuts the power and waits until nothing of the machine runs.
+func (m *Machine) PowerOff() {
+	m.mu.Lock()
+	b := m.power
+	m.mu.Unlock()
+	if b != nil {
+		m.off(b)
+	}
+}
+
+func (m *Machine) off(b *boot) {
+	b.cut(ErrPowerCut)
+	b.host.Close()
+	b.live.Wait()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.power == b {
+		if b.node != nil {
+			m.accepted += b.node.Accepted()
+		}
+		m.power = nil
+	}
+}
+
+// step notes a step that is about to be taken, and asks the hook.
+func (b *boot) step(s Step, format string, args ...any) error {
+	b.timeline.add(s, format, args...)
+	if b.opts.OnStep != nil {
+		if err := b.opts.OnStep(s); err != nil {
+			b.cut(ErrPowerCut)
+			return fmt.Errorf("%w: %w", ErrPowerCut, err)
+		}
+	}
+	if b.ctx.Err() != nil {
+		return context.Cause(b.ctx)
+	}
+	return nil
+}
+
+// errExit is iPXE giving up on purpose: the script said so.
+var errExit = errors.New("iPXE exits to the firmware")
+
+// run is the boot manager: network first, then disk, from the start again.
+func (b *boot) run(ctx context.Context) (Outcome, error) {
+	for {
+		line, err := b.network(ctx)
+		if err == nil {
+			outcome, err := b.talos(ctx, line)
+			if !errors.Is(err, errReboot) {
+				return outcome, err
+			}
+			continue
+		}
+		var broken *Fault
+		if ctx.Err() != nil || errors.Is(err, ErrPowerCut) || errors.As(err, &broken) {
+			return "", err
+		}
+		b.timeline.add(StepSolicit, "network boot ends: %v", err)
+		switch {
+		case b.disk.Installed():
+			outcome, err := b.talos(ctx, nil)
+			if !errors.Is(err, errReboot) {
+				return outcome, err
+			}
+		case errors.Is(err, errNoOffer) || errors.Is(err, errExit):
+			return NoBoot, nil
+		}
+		if err := sleep(ctx, b.opts.Timing.BootRetry); err != nil {
+			return "", err
+		}
+	}
+}
+
+// network runs firmware and iPXE, and returns the kernel line.
+func (b *boot) network(ctx context.Context) (*commandLine, error) {
+	loader, err := b.firmware(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return b.ipxe(ctx, loader)
+}

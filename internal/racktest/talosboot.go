@@ -1,0 +1,259 @@
+package racktest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
+	"github.com/siderolabs/talos/pkg/machinery/config"
+)
+
+var (
+	// errReboot sends the machine back to its firmware.
+	errReboot = errors.New("Talos reboots")
+	// errKexec starts the installed system without the firmware.
+	errKexec = errors.New("Talos starts the installed system")
+)
+
+// system is one run of Talos, from its kernel's start to the next one.
+type system struct {
+	*boot
+	line   *commandLine // nil: started from the disk, with its own fixed line
+	events *eventLog
+	net    *links
+
+	live     sync.WaitGroup
+	draining chan struct{}
+	sink     string             // endpoint that is streamed to
+	stopSink context.CancelFunc // and what ends that
+	sent     int                // events that a sink has confirmed
+}
+
+// talos runs Talos until it is ready: the netbooted one, which may install and
+// kexec, or the one on the disk.
+func (b *boot) talos(ctx context.Context, line *commandLine) (Outcome, error) {
+	if line != nil {
+		if err := line.check(); err != nil {
+			return "", err
+		}
+	}
+	for {
+		outcome, err := b.system(ctx, line)
+		if !errors.Is(err, errKexec) {
+			return outcome, err
+		}
+		if err := sleep(ctx, b.opts.Timing.Kexec); err != nil {
+			return "", err
+		}
+		line = nil
+	}
+}
+
+func (b *boot) system(ctx context.Context, line *commandLine) (outcome Outcome, err error) {
+	s := &system{boot: b, line: line, events: newEventLog(), draining: make(chan struct{})}
+	s.net = &links{boot: b}
+	ctx, stop := context.WithCancel(ctx)
+	defer func() {
+		if err == nil { // it goes on running
+			b.live.Go(func() { defer stop(); <-ctx.Done(); s.live.Wait() })
+			return
+		}
+		close(s.draining)
+		hard := time.AfterFunc(drainTimeout, stop)
+		s.live.Wait()
+		hard.Stop()
+		stop()
+	}()
+	return s.run(ctx)
+}
+
+// run is the Initialize, Install and Boot sequences
+// (pkg/runtime/v1alpha1/v1alpha1_sequencer.go).
+func (s *system) run(ctx context.Context) (Outcome, error) {
+	e := s.events
+	e.sequence("initialize", machineapi.SequenceEvent_START)
+	e.task("systemRequirements", "enforceKSPPRequirements")
+	e.publish(&machineapi.AddressEvent{})
+	s.unready("time: not synced", "network: waiting on: address, connectivity, hostname", "services: apid not running, kubelet not running")
+	e.taskStart("earlyServices", "startMachined")
+	for _, id := range []string{"containerd", "machined", "auditd", "syslogd", "udevd"} {
+		e.up(id)
+	}
+	e.taskStop("earlyServices", "startMachined")
+	e.task("usb", "waitForUSB")
+	e.task("meta", "reloadMeta")
+	if err := sleep(ctx, s.opts.Timing.Kernel); err != nil {
+		return "", err
+	}
+	if s.line != nil && strings.HasPrefix(s.line.first("talos.experimental.wipe"), "system") {
+		s.timeline.add(StepConfig, "Talos wipes its disk and reboots: talos.experimental.wipe")
+		s.disk.Wipe()
+		return "", errReboot
+	}
+	if err := s.net.fromLine(s.line); err != nil {
+		return "", err
+	}
+	s.setSink(ctx, nil)
+	e.taskStart("config", "loadConfig")
+	cfg, text, err := s.acquire(ctx)
+	if err != nil {
+		return "", err
+	}
+	if cfg == nil {
+		e.publish(&machineapi.TaskEvent{Task: "runningMaintenance", Action: machineapi.TaskEvent_START})
+		e.status(machineapi.MachineStatusEvent_MAINTENANCE, true)
+		s.timeline.add(StepConfig, "Talos has no machine config and waits in maintenance mode")
+		return Maintenance, nil
+	}
+	e.taskStop("config", "loadConfig")
+	e.sequence("initialize", machineapi.SequenceEvent_STOP)
+	e.sequence("install", machineapi.SequenceEvent_START)
+	if !s.disk.Installed() {
+		return "", s.install(ctx, cfg, text)
+	}
+	e.sequence("install", machineapi.SequenceEvent_STOP)
+	if err := s.networkReady(ctx); err != nil {
+		return "", err
+	}
+	return s.runNode(ctx, cfg)
+}
+
+func (s *system) unready(reasons ...string) {
+	var unmet []*machineapi.MachineStatusEvent_MachineStatus_UnmetCondition
+	for _, r := range reasons {
+		name, reason, _ := strings.Cut(r, ": ")
+		unmet = append(unmet, &machineapi.MachineStatusEvent_MachineStatus_UnmetCondition{Name: name, Reason: reason})
+	}
+	s.events.status(machineapi.MachineStatusEvent_BOOTING, false, unmet...)
+}
+
+// install writes the disk. The API is closed for as long as it runs, and the
+// event stream is silent.
+func (s *system) install(ctx context.Context, cfg config.Provider, text []byte) error {
+	target := cfg.Machine().Install().Disk()
+	if target == "" {
+		target = "the disk that diskSelector matches"
+	}
+	if err := s.step(StepInstall, "installs to %s", target); err != nil {
+		return err
+	}
+	s.events.task("env", "setUserEnvVars")
+	s.events.taskStart("install", "install")
+	s.events.status(machineapi.MachineStatusEvent_INSTALLING, true)
+	s.events.publish(s.addressEvent())
+	if err := sleep(ctx, s.opts.Timing.Install); err != nil {
+		return err
+	}
+	missing := s.disk.Path != "" && strings.HasPrefix(target, "/dev/") && target != s.disk.Path
+	s.events.taskStop("install", "install")
+	s.events.sequence("install", machineapi.SequenceEvent_STOP)
+	if missing {
+		s.events.sequenceError("install", fmt.Sprintf("sequence failed: error running phase 2 in install sequence: task 1/1: failed, 1 error(s) occurred:\n\topen %s: no such file or directory", target))
+		s.events.status(machineapi.MachineStatusEvent_REBOOTING, true)
+		s.timeline.add(StepInstall, "the install fails: there is no %s; Talos reboots", target)
+		return errReboot
+	}
+	s.disk.Install(text)
+	s.events.status(machineapi.MachineStatusEvent_REBOOTING, true)
+	return errKexec
+}
+
+func (s *system) addressEvent() *machineapi.AddressEvent {
+	a := &machineapi.AddressEvent{Hostname: s.net.hostname}
+	for _, addr := range s.net.addresses() {
+		a.Addresses = append(a.Addresses, addr.String())
+	}
+	return a
+}
+
+// runNode is everything after the config: the Talos API and its services.
+func (s *system) runNode(ctx context.Context, cfg config.Provider) (Outcome, error) {
+	node, err := newNode(NodeOptions{
+		Hostname: s.net.hostname, Addresses: s.net.addresses(), Network: s.host, Peers: s.opts.Peers,
+		Disk: s.disk, Timing: s.opts.Timing, events: s.events, step: s.step,
+	}, cfg)
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	if s.node != nil {
+		s.accepted += s.node.Accepted()
+	}
+	s.node = node
+	s.mu.Unlock()
+	failed := make(chan error, 1)
+	s.live.Go(func() {
+		if err := node.Run(ctx); err != nil {
+			failed <- err
+		}
+	})
+	select {
+	case <-node.Ready():
+		return Ready, nil
+	case err := <-failed:
+		return "", err
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+}
+
+// networkReady waits for an address. Without one it waits for ever: Talos
+// knows no other way to get one.
+func (s *system) networkReady(ctx context.Context) error {
+	if len(s.net.addresses()) > 0 {
+		return nil
+	}
+	s.timeline.add(StepConfig, "waiting for network to be ready: no ip=, no SLAAC, no config gives this NIC an address")
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// setSink streams events to the endpoint that is to be used now: that of the
+// active config, else that of the kernel line. The same endpoint keeps its
+// connection; another goes on where the last one stopped.
+func (s *system) setSink(ctx context.Context, active config.Provider) {
+	endpoint := ""
+	if s.line != nil {
+		endpoint = s.line.first("talos.events.sink")
+	}
+	if active != nil {
+		if e := active.Runtime().EventsEndpoint(); e != nil {
+			endpoint = *e
+		}
+	}
+	if len(s.net.addresses()) == 0 {
+		endpoint = ""
+	}
+	if endpoint == s.sink {
+		return
+	}
+	if s.stopSink != nil {
+		s.stopSink()
+	}
+	s.sink, s.stopSink = endpoint, nil
+	if endpoint == "" {
+		return
+	}
+	done := make(chan struct{})
+	streaming, cancel := context.WithCancel(ctx)
+	s.stopSink = func() { cancel(); <-done }
+	s.timeline.add(StepConfig, "events go to %s", endpoint)
+	s.live.Go(func() {
+		defer close(done)
+		s.events.stream(streaming, endpoint, s.opts.Timing, s.draining, &s.sent)
+	})
+}
+
+// activate makes a config the active one: its network and sinks replace those
+// of the one before.
+func (s *system) activate(ctx context.Context, cfg config.Provider) error {
+	if err := s.net.apply(ctx, cfg); err != nil {
+		return err
+	}
+	s.setSink(ctx, cfg)
+	return nil
+}
