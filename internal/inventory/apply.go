@@ -143,7 +143,7 @@ func scriptServed(f *Facts, e Event) {
 		b = begin(f, e)
 	}
 	first(&b.Script, e.Time)
-	b.Plan = e.Plan
+	b.Plan, b.Error = e.Plan, e.Error
 	if e.Plan == Install {
 		b.Order = f.Install.Ordered
 	}

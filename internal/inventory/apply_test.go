@@ -175,6 +175,17 @@ func TestConfigErrorFailsUntilAnotherConfig(t *testing.T) {
 	}
 }
 
+func TestConfigThatCannotBeMadeFails(t *testing.T) {
+	v := story(t, registered(), solicit(1), Event{Kind: ScriptServed, Plan: Hold, Error: "patches[0]: not YAML"})
+	if s := PhaseOf(v, t0); s.Phase != PhaseFailed || s.Reason != "patches[0]: not YAML" {
+		t.Errorf("%+v", s)
+	}
+	v = story(t, v, Event{Kind: ScriptServed, Plan: Install, Time: t0.Add(time.Minute)})
+	if s := PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseLoading {
+		t.Errorf("after it could be made: %+v", s)
+	}
+}
+
 func TestStalledSaysWhy(t *testing.T) {
 	events := netboot()
 	for _, tt := range []struct {

@@ -105,6 +105,9 @@ type Boot struct {
 	Plan Action `json:"plan,omitempty"`
 	// Order is the install order this boot serves, 0 for none.
 	Order uint64 `json:"order,omitempty"`
+	// Error is why it was given no boot script although the plan was to install:
+	// its config could not be made.
+	Error string `json:"error,omitempty"`
 	// ConfigFetches counts answered config requests; Talos retries.
 	ConfigFetches int        `json:"configFetches,omitempty"`
 	ConfigTo      netip.Addr `json:"configTo,omitzero"` // who fetched it first

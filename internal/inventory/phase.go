@@ -95,6 +95,8 @@ func progress(v View) State {
 		return State{Phase: PhaseFailed, Since: f.ConfigErrorAt, Reason: f.ConfigError}
 	case !b.Config.IsZero():
 		return State{Phase: PhaseInstalling, Since: b.Config, Reason: stageReason(f)}
+	case b.Error != "":
+		return State{Phase: PhaseFailed, Since: b.Script, Reason: b.Error}
 	case !b.Initramfs.IsZero():
 		return State{Phase: PhaseConfiguring, Since: b.Initramfs}
 	case !b.Loader.IsZero() || !b.Script.IsZero() || !b.Kernel.IsZero():
