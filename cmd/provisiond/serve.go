@@ -1,0 +1,91 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+
+	"github.com/provisiond/provisiond/internal/boltstore"
+	"github.com/provisiond/provisiond/internal/daemon"
+)
+
+const defaultConfig = "/etc/provisiond/provisiond.yaml"
+
+func serveCommand() *cobra.Command {
+	var path string
+	var check bool
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the daemon",
+		Long: "Run the daemon: DHCPv6, TFTP, HTTP boot, machine configs, bootstrap and the operator's API.\n" +
+			"It opens all sockets before it answers anything, and stops at SIGTERM.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := readConfig(path)
+			if err != nil || check {
+				return err
+			}
+			d, err := daemon.New(cmd.Context(), daemon.Options{Config: cfg, Version: version, Log: logger(cfg, cmd.ErrOrStderr())})
+			if err != nil {
+				return err
+			}
+			return d.Run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVarP(&path, "config", "c", defaultConfig, "config file; deploy/provisiond.example.yaml is its manual")
+	cmd.Flags().BoolVar(&check, "check", false, "check the config file and exit")
+	return cmd
+}
+
+func readConfig(path string) (*daemon.Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w (deploy/provisiond.example.yaml is one to start from)", err)
+	}
+	cfg, err := daemon.ParseConfig(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+func logger(cfg *daemon.Config, w io.Writer) zerolog.Logger {
+	level, err := zerolog.ParseLevel(cfg.LogLevel)
+	if err != nil {
+		level = zerolog.InfoLevel // the config was checked
+	}
+	if !cfg.LogJSON {
+		w = zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly}
+	}
+	return zerolog.New(w).Level(level).With().Timestamp().Logger()
+}
+
+func restoreCommand() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "restore BACKUP",
+		Short: "Put a backup in place of the database; the daemon must be stopped",
+		Long: "Put a backup in place of the database. The backup is checked page by page first, and the\n" +
+			"database it replaces is kept beside it with the suffix .before-restore.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := readConfig(path)
+			if err != nil {
+				return err
+			}
+			db := filepath.Join(cfg.Data, daemon.DatabaseFile)
+			if err := boltstore.Restore(db, args[0]); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "restored %s; the former database is %s.before-restore\n", db, db)
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&path, "config", "c", defaultConfig, "config file")
+	return cmd
+}

@@ -1,0 +1,412 @@
+// Package daemon wires every part of provisiond together and runs it: the only
+// place that knows all of them.
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/provisiond/provisiond/internal/admin"
+	"github.com/provisiond/provisiond/internal/boltstore"
+	"github.com/provisiond/provisiond/internal/bootstrap"
+	"github.com/provisiond/provisiond/internal/dhcpv6"
+	"github.com/provisiond/provisiond/internal/httpconfig"
+	"github.com/provisiond/provisiond/internal/images"
+	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/loaders"
+	"github.com/provisiond/provisiond/internal/monitor"
+	"github.com/provisiond/provisiond/internal/ndp"
+	"github.com/provisiond/provisiond/internal/talos"
+	"github.com/provisiond/provisiond/internal/tftp"
+)
+
+// Options make a daemon.
+type Options struct {
+	Config  *Config
+	Version string
+	Log     zerolog.Logger
+	// Store replaces the bbolt file of Config.Data. For tests.
+	Store inventory.Store
+}
+
+// Daemon is a provisiond that has opened all its sockets. Run makes it answer.
+type Daemon struct {
+	log    zerolog.Logger
+	addrs  Addrs
+	parts  []part
+	closes []func() error // in the order of opening; undone in reverse
+	keeper *inventory.Keeper
+}
+
+// Addrs is where a daemon listens, with the ports it really got.
+type Addrs struct {
+	DHCPv6 netip.AddrPort
+	TFTP   netip.AddrPort
+	HTTP   netip.AddrPort
+	Events netip.AddrPort
+	API    netip.AddrPort // invalid: no TCP address
+	Socket string         // empty: no unix socket
+}
+
+// part is something that runs until its context ends. It owns what it was
+// given to listen on.
+type part struct {
+	name string
+	run  func(ctx context.Context) error
+}
+
+// New opens the database and every socket, so that whatever is wrong (a port in
+// use, a missing capability, a locked database) is an error here and nothing
+// answers half-ready. It undoes everything when it fails. The caller calls Run.
+func New(ctx context.Context, o Options) (_ *Daemon, err error) {
+	d := &Daemon{log: o.Log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	cfg := o.Config
+
+	store := o.Store
+	if store == nil {
+		if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
+			return nil, fmt.Errorf("data: %w (create the folder, or set data to one that is writable)", err)
+		}
+		if store, err = boltstore.Open(filepath.Join(cfg.Data, DatabaseFile), boltstore.Options{}); err != nil {
+			return nil, err
+		}
+		d.onClose(store.Close)
+	}
+	keeper, err := inventory.NewKeeper(ctx, store, inventory.KeeperConfig{Subnets: cfg.Subnets})
+	if err != nil {
+		return nil, err
+	}
+	d.keeper = keeper
+	duid, err := keeper.MetaOnce(ctx, "server-duid", newServerDUID)
+	if err != nil {
+		return nil, fmt.Errorf("the server's DUID: %w", err)
+	}
+	blobs, err := images.Open(filepath.Join(cfg.Data, "images"))
+	if err != nil {
+		return nil, err
+	}
+
+	// Sockets first: the URLs carry the ports we really get.
+	sockets, err := d.open(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	urls := httpconfig.URLs{HTTP: d.addrs.HTTP, TFTP: d.addrs.TFTP, PXE: cfg.Boot, HTTPBoot: cfg.Boot}
+	files, err := loaders.New(loaders.Config{Files: cfg.Loaders, Autoexec: httpconfig.Autoexec(urls)})
+	if err != nil {
+		return nil, err
+	}
+	options := talos.Options{EventSink: d.addrs.Events, KernelLog: cfg.KernelLog}
+	cfgs := &configs{keeper: keeper, renderer: talos.NewRenderer(options), options: options}
+	api := machineAPI{talos.NewClient(talos.ClientOptions{Proxy: cfg.TalosProxy}, component(o.Log, "talos"))}
+
+	if err := d.serveRack(cfg, sockets, keeper, duid, urls, files, blobs, cfgs); err != nil {
+		return nil, err
+	}
+	d.run("bootstrap", bootstrap.New(keeper, api, component(o.Log, "bootstrap")).Run)
+	d.run("monitor", monitor.New(keeper, api, component(o.Log, "monitor")).Run)
+	d.run("sweep", d.sweep)
+	operators := admin.New(admin.Config{Version: o.Version}, keeper, cfgs, uploads{blobs}, component(o.Log, "api"))
+	for _, l := range sockets.api {
+		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return operators.Serve(ctx, l) })
+	}
+	return d, nil
+}
+
+// serveRack adds the servers that machines speak to.
+func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, duid []byte, urls httpconfig.URLs, files fs.FS, blobs *images.Store, cfgs *configs) error {
+	leases := dhcpv6.New(dhcpv6.Config{ServerDUID: duid, Subnets: cfg.Subnets, Boot: urls}, keeper, dhcpv6.NewKernelNeighbours(), component(d.log, "dhcpv6"))
+	d.run("dhcpv6", func(ctx context.Context) error { return leases.Serve(ctx, s.dhcpv6) })
+
+	first := tftp.New(tftp.Config{}, files, keeper, component(d.log, "tftp"))
+	for _, conn := range s.tftp {
+		d.run("tftp on "+conn.LocalAddr().String(), func(ctx context.Context) error { return first.Serve(ctx, conn) })
+	}
+	boot := httpconfig.New(httpconfig.Config{URLs: urls}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{cfgs}, Loaders: files, Images: blobs}, component(d.log, "http"))
+	d.run("http", func(ctx context.Context) error { return boot.Serve(ctx, s.http) })
+
+	sink := talos.NewEventSink(reports{keeper}, reports{keeper}, component(d.log, "events"))
+	d.run("events", func(ctx context.Context) error { return sink.Serve(ctx, s.events) })
+
+	if !cfg.Advertise {
+		return nil
+	}
+	for _, name := range cfg.Interfaces {
+		conn, mac, err := ndp.Listen(name)
+		if err != nil {
+			return err
+		}
+		d.onClose(conn.Close)
+		ra := ndp.Config{Interface: name, LinkLayer: mac, Managed: true, OtherConfig: true, Lifetime: cfg.RouterLifetime}
+		for i := range cfg.Subnets {
+			if sub := &cfg.Subnets[i]; sub.Interface == name {
+				ra.Prefixes = append(ra.Prefixes, ndp.Prefix{Prefix: sub.Prefix, SLAAC: cfg.SLAAC})
+				ra.DNS = append(ra.DNS, sub.DNS...)
+				ra.Domains = append(ra.Domains, sub.Domains...)
+			}
+		}
+		if err := ra.Validate(); err != nil {
+			return fmt.Errorf("router advertisements on %s: %w", name, err)
+		}
+		advertiser := ndp.New(ra, component(d.log, "ndp"))
+		d.run("ndp on "+name, func(ctx context.Context) error { return advertiser.Serve(ctx, conn) })
+	}
+	return nil
+}
+
+// Run answers until ctx ends or a part fails, then stops all of them and closes
+// everything in reverse order. It returns nil when ctx ended.
+func (d *Daemon) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, p := range d.parts {
+		group.Go(func() error {
+			err := p.run(ctx)
+			if err == nil && ctx.Err() == nil {
+				err = errors.New("stopped by itself")
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", p.name, err)
+			}
+			return nil
+		})
+	}
+	// All sockets were open before this: bound means ready. Without systemd
+	// this does nothing.
+	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
+		d.log.Warn().Err(err).Msg("cannot tell systemd that we are ready")
+	}
+	d.log.Info().Stringer("dhcpv6", d.addrs.DHCPv6).Stringer("tftp", d.addrs.TFTP).Stringer("http", d.addrs.HTTP).
+		Stringer("events", d.addrs.Events).Str("socket", d.addrs.Socket).Msg("ready")
+	err := group.Wait()
+	return errors.Join(err, d.close())
+}
+
+// Addrs says where the daemon listens.
+func (d *Daemon) Addrs() Addrs { return d.addrs }
+
+func (d *Daemon) run(name string, f func(context.Context) error) {
+	d.parts = append(d.parts, part{name, f})
+}
+
+func (d *Daemon) onClose(f func() error) { d.closes = append(d.closes, f) }
+
+// close undoes New in reverse. Parts close their own listeners; closing twice
+// is expected and no error.
+func (d *Daemon) close() error {
+	var errs []error
+	for i := len(d.closes) - 1; i >= 0; i-- {
+		if err := d.closes[i](); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	d.closes = nil
+	return errors.Join(errs...)
+}
+
+// sweep removes ended leases once a minute.
+func (d *Daemon) sweep(ctx context.Context) error {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := d.keeper.Sweep(ctx); err != nil && ctx.Err() == nil {
+				d.log.Warn().Err(err).Msg("cannot sweep ended leases")
+			}
+		}
+	}
+}
+
+// DatabaseFile is the name of the database in the data folder.
+const DatabaseFile = "provisiond.db"
+
+// newServerDUID makes a DUID-UUID (RFC 6355) of random bits. It is stored with
+// the data: a DUID that changed would orphan every client that knows it.
+func newServerDUID() ([]byte, error) {
+	duid := make([]byte, 18)
+	duid[1] = 4
+	_, _ = rand.Read(duid[2:])      // never fails (crypto/rand)
+	duid[8] = duid[8]&0x0f | 0x40   // version 4
+	duid[10] = duid[10]&0x3f | 0x80 // variant of RFC 9562
+	return duid, nil
+}
+
+func component(log zerolog.Logger, name string) zerolog.Logger {
+	return log.With().Str("component", name).Logger()
+}
+
+// uploads is the image folder as operators fill it.
+type uploads struct{ *images.Store }
+
+// Has implements admin.Blobs.
+func (u uploads) Has(_ context.Context, b inventory.Blob) (bool, error) { return u.Store.Has(b), nil }
+
+// sockets is everything a daemon listens on.
+type sockets struct {
+	dhcpv6 net.PacketConn
+	tftp   []net.PacketConn
+	http   net.Listener
+	events net.Listener
+	api    []net.Listener
+}
+
+func (d *Daemon) open(ctx context.Context, cfg *Config) (*sockets, error) {
+	var s sockets
+	var err error
+	listen := dhcpv6.ListenConfig{Interfaces: cfg.Interfaces, Port: cfg.DHCPv6Port}
+	if len(cfg.Interfaces) == 0 {
+		listen.Address = cfg.Address
+	}
+	if s.dhcpv6, err = dhcpv6.Listen(ctx, listen); err != nil {
+		return nil, err
+	}
+	d.onClose(s.dhcpv6.Close)
+	d.addrs.DHCPv6 = netip.AddrPortFrom(cfg.Address, portOf(s.dhcpv6.LocalAddr()))
+
+	// TFTP must answer from the address that was asked, so each address has a
+	// socket of its own: ours, and the link-local one of every interface.
+	addrs := []netip.Addr{cfg.Address}
+	for _, name := range cfg.Interfaces {
+		a, err := linkLocal(name)
+		if err != nil {
+			return nil, err
+		}
+		addrs = append(addrs, a)
+	}
+	port := cfg.TFTPPort
+	for _, a := range addrs {
+		var lc net.ListenConfig
+		conn, err := lc.ListenPacket(ctx, "udp6", netip.AddrPortFrom(a, port).String())
+		if err != nil {
+			return nil, explain("TFTP", "ports.tftp", err)
+		}
+		d.onClose(conn.Close)
+		s.tftp = append(s.tftp, conn)
+		port = portOf(conn.LocalAddr())
+	}
+	d.addrs.TFTP = netip.AddrPortFrom(cfg.Address, port)
+
+	tcp := func(what, field string, addr netip.AddrPort) (net.Listener, netip.AddrPort, error) {
+		var lc net.ListenConfig
+		l, err := lc.Listen(ctx, "tcp6", addr.String())
+		if err != nil {
+			return nil, netip.AddrPort{}, explain(what, field, err)
+		}
+		d.onClose(l.Close)
+		return l, netip.AddrPortFrom(addr.Addr(), portOf(l.Addr())), nil
+	}
+	if s.http, d.addrs.HTTP, err = tcp("HTTP boot", "ports.http", netip.AddrPortFrom(cfg.Address, cfg.HTTPPort)); err != nil {
+		return nil, err
+	}
+	if s.events, d.addrs.Events, err = tcp("the event sink", "ports.events", netip.AddrPortFrom(cfg.Address, cfg.EventsPort)); err != nil {
+		return nil, err
+	}
+	if cfg.Listen.IsValid() {
+		l, addr, err := tcp("the API", "api.listen", cfg.Listen)
+		if err != nil {
+			return nil, err
+		}
+		s.api, d.addrs.API = append(s.api, l), addr
+	}
+	if cfg.Socket != "" {
+		l, err := listenUnix(cfg.Socket)
+		if err != nil {
+			return nil, err
+		}
+		d.onClose(l.Close)
+		s.api, d.addrs.Socket = append(s.api, l), cfg.Socket
+	}
+	return &s, nil
+}
+
+// listenUnix opens the API's socket for root alone. A socket that a killed
+// daemon left behind is replaced; one that somebody answers on is not.
+func listenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("api.socket: %w (create the folder, or set another path)", err)
+	}
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("api.socket: %s is in use by another provisiond (stop it, or set another path)", path)
+	}
+	if info, err := os.Lstat(path); err == nil {
+		if info.Mode()&fs.ModeSocket == 0 {
+			return nil, fmt.Errorf("api.socket: %s exists and is no socket (set another path)", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("api.socket: %w", err)
+		}
+	}
+	old := syscall.Umask(0o177) // never open to others, not even for a moment
+	l, err := net.Listen("unix", path)
+	syscall.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("api.socket: %w", err)
+	}
+	return l, nil
+}
+
+// linkLocal returns an interface's link-local address, with its zone.
+func linkLocal(name string) (netip.Addr, error) {
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("interfaces: %q: %w (`ip link` lists the interfaces)", name, err)
+	}
+	list, err := ifi.Addrs()
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("interfaces: addresses of %s: %w", name, err)
+	}
+	for _, a := range list {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() == nil && n.IP.IsLinkLocalUnicast() {
+			addr, _ := netip.AddrFromSlice(n.IP)
+			return addr.WithZone(name), nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("interfaces: %s has no link-local address (is it up, and IPv6 on? ip link set %s up)", name, name)
+}
+
+// explain says what to do about a port that cannot be had.
+func explain(what, field string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%s: %s: %w (another server has the port; `ss -lnp` names it)", field, what, err)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("%s: %s: %w (ports below 1024 need CAP_NET_BIND_SERVICE; deploy/provisiond.service has it)", field, what, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("address: %s: %w (no interface of this host has the address)", what, err)
+	}
+	return fmt.Errorf("%s: %s: %w", field, what, err)
+}
+
+func portOf(a net.Addr) uint16 {
+	_, port, err := net.SplitHostPort(a.String())
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return 0
+	}
+	return uint16(n)
+}

@@ -1,0 +1,292 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/provisiond/provisiond/internal/admin"
+	"github.com/provisiond/provisiond/internal/bootstrap"
+	"github.com/provisiond/provisiond/internal/httpconfig"
+	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/talos"
+)
+
+// configs renders machine configs and kernel lines out of the inventory: for
+// the rack (httpconfig) and for operators (admin).
+type configs struct {
+	keeper   *inventory.Keeper
+	renderer *talos.Renderer
+	options  talos.Options
+}
+
+// Defaults implements admin.Talos.
+func (c *configs) Defaults() (talosVersion, kubernetesVersion string, pods, services []netip.Prefix) {
+	return talos.Defaults()
+}
+
+// NewSecrets implements admin.Talos.
+func (c *configs) NewSecrets(talosVersion string) ([]byte, error) {
+	return talos.NewSecrets(talosVersion)
+}
+
+// Import implements admin.Talos.
+func (c *configs) Import(yaml []byte) (admin.ImportedCluster, error) {
+	i, err := talos.ImportSecrets(yaml)
+	return admin.ImportedCluster{
+		Secrets: i.Bundle, Name: i.Name, Endpoint: i.Endpoint, TalosVersion: i.TalosVersion, KubernetesVersion: i.KubernetesVersion,
+		PodSubnets: i.PodSubnets, ServiceSubnets: i.ServiceSubnets,
+	}, err
+}
+
+// Check implements admin.Talos: a config that would be refused on the machine
+// is refused here, before anything is stored.
+func (c *configs) Check(ctx context.Context, cl *inventory.Cluster, secrets []byte, m *inventory.Machine) error {
+	s := &inventory.Secrets{Cluster: cl.Name, Bundle: secrets}
+	if secrets == nil {
+		var err error
+		if s, err = c.keeper.Secrets(ctx, cl.Name); err != nil {
+			return err
+		}
+	}
+	if m != nil {
+		return c.check(cl, s, m.Clone())
+	}
+	for _, role := range []inventory.Role{inventory.ControlPlane, inventory.Worker} {
+		sample := &inventory.Machine{Name: "sample", MACs: []inventory.MAC{"02:00:00:00:00:01"}, Cluster: cl.Name, Role: role}
+		if cl.Install.Disk == "" && len(cl.Install.DiskSelector) == 0 {
+			sample.Install.Disk = "/dev/sda" // each machine will have to name its own
+		}
+		if err := c.check(cl, s, sample); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *configs) check(cl *inventory.Cluster, s *inventory.Secrets, m *inventory.Machine) error {
+	if len(m.MACs) > 0 {
+		if err := m.Normalize(); err != nil {
+			return err
+		}
+	}
+	if !m.Address.IsValid() {
+		subnets := c.keeper.Subnets()
+		m.Address = subnets[0].Prefix.Addr().Next()
+		for i := range subnets {
+			if subnets[i].Name == m.Subnet {
+				m.Address = subnets[i].Prefix.Addr().Next()
+			}
+		}
+	}
+	_, err := c.renderer.Render(talos.Input{Machine: m, Cluster: cl, Secrets: s, Subnet: c.keeper.SubnetOf(m.Address)})
+	return err
+}
+
+// config renders what a machine would get now.
+func (c *configs) config(ctx context.Context, v inventory.View) (*talos.Config, error) {
+	if v.Machine == nil || v.Cluster == nil {
+		return nil, fmt.Errorf("%s: %w", inventory.PlanBoot(v).Reason, inventory.ErrRefused)
+	}
+	s, err := c.keeper.Secrets(ctx, v.Cluster.Name)
+	if err != nil {
+		return nil, err
+	}
+	return c.renderer.Render(talos.Input{Machine: v.Machine, Cluster: v.Cluster, Secrets: s, Subnet: c.keeper.SubnetOf(v.Machine.Address)})
+}
+
+// keep remembers, redacted, what is about to be served, so that it can be
+// compared with later.
+func (c *configs) keep(ctx context.Context, machine string, cfg *talos.Config) error {
+	if old, err := c.keeper.RenderedBy(ctx, machine); err == nil && len(old.Versions) > 0 && old.Versions[0].Hash == cfg.Hash {
+		return nil
+	}
+	text, err := talos.Redact(cfg.Bytes())
+	if err != nil {
+		return err
+	}
+	return c.keeper.KeepRendered(ctx, machine, inventory.RenderedVersion{Hash: cfg.Hash, At: time.Now().UTC(), Text: text})
+}
+
+// Render implements admin.Talos.
+func (c *configs) Render(ctx context.Context, v inventory.View, redact bool) ([]byte, error) {
+	cfg, err := c.config(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	if redact {
+		return talos.Redact(cfg.Bytes())
+	}
+	err = c.keeper.Log(ctx, inventory.Event{Kind: inventory.SecretsRead, Machine: v.Machine.Name, Message: "its config was read with its secrets"})
+	return cfg.Bytes(), err
+}
+
+// LastServed implements admin.Talos.
+func (c *configs) LastServed(ctx context.Context, name string) (text []byte, hash string, at time.Time, err error) {
+	v, err := c.keeper.Machine(ctx, name)
+	if err != nil {
+		return nil, "", time.Time{}, err
+	}
+	kept, err := c.keeper.RenderedBy(ctx, v.Machine.Name)
+	if err != nil && !errors.Is(err, inventory.ErrNotFound) {
+		return nil, "", time.Time{}, err
+	}
+	for _, k := range kept.Versions {
+		if k.Hash == v.Facts.ConfigHash {
+			return k.Text, k.Hash, v.Facts.ConfigAt, nil
+		}
+	}
+	return nil, "", time.Time{}, fmt.Errorf("config of %s: none was served yet: %w", v.Machine.Name, inventory.ErrNotFound)
+}
+
+// Talosconfig implements admin.Talos.
+func (c *configs) Talosconfig(ctx context.Context, cluster string) ([]byte, error) {
+	cl, s, err := c.secretsOf(ctx, cluster, "talosconfig")
+	if err != nil {
+		return nil, err
+	}
+	var planes, all []netip.Addr
+	names, err := c.keeper.Members(ctx, cluster)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		v, err := c.keeper.Machine(ctx, name)
+		if errors.Is(err, inventory.ErrNotFound) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		all = append(all, v.Machine.Address)
+		if v.Machine.Role == inventory.ControlPlane {
+			planes = append(planes, v.Machine.Address)
+		}
+	}
+	if len(planes) == 0 {
+		planes = all
+	}
+	return talos.Talosconfig(cl, s, planes)
+}
+
+// Kubeconfig implements admin.Talos.
+func (c *configs) Kubeconfig(ctx context.Context, cluster string) ([]byte, error) {
+	cl, s, err := c.secretsOf(ctx, cluster, "kubeconfig")
+	if err != nil {
+		return nil, err
+	}
+	return talos.Kubeconfig(cl, s)
+}
+
+// secretsOf hands out a cluster's secrets for a purpose, which is logged first.
+func (c *configs) secretsOf(ctx context.Context, cluster, what string) (*inventory.Cluster, *inventory.Secrets, error) {
+	cl, _, err := c.keeper.Cluster(ctx, cluster)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := c.keeper.Secrets(ctx, cluster)
+	if err != nil {
+		return nil, nil, err
+	}
+	return cl, s, c.keeper.Log(ctx, inventory.Event{Kind: inventory.SecretsRead, Cluster: cluster, Message: "its " + what + " was read"})
+}
+
+// machineAPI lets bootstrap and monitor look at machines through the Talos API.
+type machineAPI struct{ client *talos.Client }
+
+// Status implements monitor.Talos.
+func (a machineAPI) Status(ctx context.Context, cl *inventory.Cluster, s *inventory.Secrets, addr netip.Addr) (inventory.Stage, bool, error) {
+	st, err := a.client.Status(ctx, cl, s, addr)
+	return st.Stage, st.Ready, err
+}
+
+// Probe implements bootstrap.Talos.
+func (a machineAPI) Probe(ctx context.Context, cl *inventory.Cluster, s *inventory.Secrets, addr netip.Addr) bootstrap.Probe {
+	st, err := a.client.Status(ctx, cl, s, addr)
+	if err != nil {
+		return bootstrap.Probe{Err: err.Error(), Foreign: errors.Is(err, talos.ErrForeignCA)}
+	}
+	p := bootstrap.Probe{Answered: true, Stage: st.Stage, Ready: st.Ready}
+	switch st.Etcd {
+	case talos.EtcdWaiting:
+		p.Etcd = bootstrap.EtcdWaiting
+	case talos.EtcdRunning:
+		p.Etcd = bootstrap.EtcdRunning
+	}
+	return p
+}
+
+// Bootstrap implements bootstrap.Talos.
+func (a machineAPI) Bootstrap(ctx context.Context, cl *inventory.Cluster, s *inventory.Secrets, addr netip.Addr) (bootstrap.Outcome, error) {
+	outcome, err := a.client.Bootstrap(ctx, cl, s, addr)
+	switch outcome {
+	case talos.Accepted:
+		return bootstrap.Accepted, err
+	case talos.AlreadyBootstrapped:
+		return bootstrap.Already, err
+	case talos.NotYet:
+		return bootstrap.NotYet, err
+	case talos.WrongMachine:
+		return bootstrap.WrongMachine, err
+	case talos.Denied:
+		return bootstrap.Denied, err
+	}
+	return bootstrap.Unknown, err
+}
+
+// reports feeds the event sink into the inventory.
+type reports struct{ keeper *inventory.Keeper }
+
+// Record implements talos.Recorder.
+func (r reports) Record(ctx context.Context, e inventory.Event) error {
+	_, err := r.keeper.Record(ctx, e)
+	return err
+}
+
+// MachineByAddress implements talos.Resolver.
+func (r reports) MachineByAddress(ctx context.Context, a netip.Addr) (string, inventory.MAC, bool) {
+	v, err := r.keeper.MachineByAddress(ctx, a)
+	if err != nil || v.Machine == nil {
+		return "", "", false
+	}
+	return v.Machine.Name, v.Machine.BootMAC(), true
+}
+
+// MachineByName implements talos.Resolver.
+func (r reports) MachineByName(ctx context.Context, name string) (inventory.MAC, bool) {
+	v, err := r.keeper.Machine(ctx, name)
+	if err != nil {
+		return "", false
+	}
+	return v.Machine.BootMAC(), true
+}
+
+// rackConfigs is configs as machines see them.
+type rackConfigs struct{ *configs }
+
+// Config implements httpconfig.Configs.
+func (c rackConfigs) Config(ctx context.Context, v inventory.View) (httpconfig.MachineConfig, error) {
+	cfg, err := c.config(ctx, v)
+	if err != nil {
+		return httpconfig.MachineConfig{}, err
+	}
+	return httpconfig.MachineConfig{Parts: cfg.Parts, Hash: cfg.Hash, Size: cfg.Size}, nil
+}
+
+// KernelLine implements httpconfig.Configs. It is asked when a boot script goes
+// out, which is when the config that the boot will fetch is put aside for a
+// later comparison: off the path of the fetch itself.
+func (c rackConfigs) KernelLine(ctx context.Context, v inventory.View, configURL string) (string, error) {
+	cfg, err := c.config(ctx, v)
+	if err != nil {
+		return "", err
+	}
+	if err := c.keep(ctx, v.Machine.Name, cfg); err != nil {
+		return "", err
+	}
+	return talos.KernelLine(talos.KernelInput{
+		Machine: v.Machine, Cluster: v.Cluster, Subnet: c.keeper.SubnetOf(v.Machine.Address), Arch: v.Image.Arch,
+		ConfigURL: configURL, EventSink: c.options.EventSink, KernelLog: c.options.KernelLog,
+	})
+}
