@@ -27,20 +27,28 @@ type step struct {
 	write  func(context.Context) error
 }
 
-// apply makes the inventory hold what rack declares. It plans every object
-// before it writes one, and reports all that is wrong together. A write that
-// fails leaves those before it done; applying again does the rest.
-func (s *Server) apply(ctx context.Context, rack api.Rack, dryRun bool) (*api.Applied, error) {
+// applyInput is the request of an apply.
+type applyInput struct {
+	DryRun         bool `query:"dryRun" doc:"Only tell what would be done"`
+	CreateClusters bool `query:"createClusters" doc:"Create clusters that do not exist, each with new secrets. Without it they are errors: a rack applied again onto a lost database must not make a second cluster"`
+	Body           api.Rack
+}
+
+// apply makes the inventory hold what the request declares. It plans every
+// object before it writes one, and reports all that is wrong together. A write
+// that fails leaves those before it done; applying again does the rest.
+func (s *Server) apply(ctx context.Context, in *applyInput) (*api.Applied, error) {
 	p, err := s.newPlan(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for i, spec := range rack.Clusters {
+	p.createClusters = in.CreateClusters
+	for i, spec := range in.Body.Clusters {
 		if err := p.cluster(ctx, fmt.Sprintf("clusters[%d]", i), spec); err != nil {
 			return nil, err
 		}
 	}
-	for i, spec := range rack.Machines {
+	for i, spec := range in.Body.Machines {
 		if err := p.machine(ctx, fmt.Sprintf("machines[%d]", i), spec); err != nil {
 			return nil, err
 		}
@@ -48,7 +56,7 @@ func (s *Server) apply(ctx context.Context, rack api.Rack, dryRun bool) (*api.Ap
 	if err := errors.Join(p.wrong...); err != nil {
 		return nil, err
 	}
-	result := &api.Applied{DryRun: dryRun, Changes: make([]api.Change, 0, len(p.steps))}
+	result := &api.Applied{DryRun: in.DryRun, Changes: make([]api.Change, 0, len(p.steps))}
 	for _, st := range p.steps {
 		switch st.change.Action {
 		case create:
@@ -58,7 +66,7 @@ func (s *Server) apply(ctx context.Context, rack api.Rack, dryRun bool) (*api.Ap
 		default:
 			result.Unchanged++
 		}
-		if !dryRun && st.change.Action != unchanged {
+		if !in.DryRun && st.change.Action != unchanged {
 			if err := st.write(ctx); err != nil {
 				return nil, under(st.at, err)
 			}
@@ -71,13 +79,15 @@ func (s *Server) apply(ctx context.Context, rack api.Rack, dryRun bool) (*api.Ap
 // plan is an apply in the making.
 type plan struct {
 	*Server
-	steps []step
-	wrong []error
+	createClusters bool // that do not exist
+	steps          []step
+	wrong          []error
 
 	clusters map[string]*plannedCluster
 	machines map[string]inventory.View // as stored, by name
 	owners   map[string]owner          // of a MAC or an address
 	declared map[string]string         // machine name to its place
+	freed    bool                      // a machine so far gives up its address
 }
 
 // owner is the machine that has a MAC or an address, and its place in the
@@ -151,6 +161,10 @@ func (p *plan) cluster(ctx context.Context, at string, spec api.ClusterSpec) err
 	c, err := p.clusterFrom(spec, old)
 	planned.cluster = c
 	p.clusters[spec.Name] = planned
+	if old == nil && !p.createClusters {
+		err = errors.Join(err, &inventory.FieldError{Field: "name", Problem: fmt.Sprintf("cluster %s does not exist and apply creates none: secrets are made once", spec.Name),
+			Fix: fmt.Sprintf("provisiond cluster create %s …, or --create-clusters", spec.Name), Err: inventory.ErrNotFound})
+	}
 	if err != nil {
 		planned.refused = true
 		return p.refuse(at, err)
@@ -216,6 +230,12 @@ func (p *plan) machine(ctx context.Context, at string, spec api.MachineSpec) err
 		return err
 	}
 	p.steps = append(p.steps, st)
+	if st.change.Action != unchanged {
+		if err := p.refuse(at, p.fits(ctx, m)); err != nil {
+			return err
+		}
+	}
+	p.freed = p.freed || old != nil && old.Address != m.Address
 	if m.Cluster == "" {
 		return nil
 	}
@@ -227,6 +247,19 @@ func (p *plan) machine(ctx context.Context, at string, spec api.MachineSpec) err
 		return nil
 	}
 	return p.refuse(at, checked("machine", p.talos.Check(ctx, c.cluster, c.secrets, m)))
+}
+
+// fits is what the store would refuse m for when its turn comes, but for what
+// the request itself makes good before: its cluster, which machine looks up in
+// the plan, and an address for it when all are taken.
+func (p *plan) fits(ctx context.Context, m *inventory.Machine) error {
+	alone := m.Clone()
+	alone.Cluster = ""
+	err := p.inv.CheckMachine(ctx, alone)
+	if p.freed && errors.Is(err, inventory.ErrFull) {
+		return nil
+	}
+	return err
 }
 
 // taken refuses MACs and an address that another machine has, here or in the

@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net/http/httptest"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/internal/inventory"
 )
 
 // randomRack declares clusters and machines that are all in order.
@@ -60,11 +62,11 @@ func TestApplyTwice(t *testing.T) {
 			records := len(r.store.records)
 			rev := r.store.rev
 			var dry, first, second api.Applied
-			r.must(200, "POST", "/api/v1/apply?dryRun=true", body, &dry)
+			r.must(200, "POST", "/api/v1/apply?createClusters=true&dryRun=true", body, &dry)
 			if r.store.rev != rev || len(r.store.records) != records {
 				t.Fatalf("seed %d: a dry run wrote", seed)
 			}
-			r.must(200, "POST", "/api/v1/apply", body, &first)
+			r.must(200, "POST", "/api/v1/apply?createClusters=true", body, &first)
 			dry.DryRun = false
 			if !reflect.DeepEqual(dry, first) {
 				t.Fatalf("seed %d: the dry run said\n%+v\nand it did\n%+v", seed, dry, first)
@@ -115,7 +117,7 @@ func TestApplySaysWhatDiffers(t *testing.T) {
 func TestApplyRefusesAllAtOnce(t *testing.T) {
 	r := seed(t, Config{})
 	rev := r.store.rev
-	rec := r.must(422, "POST", "/api/v1/apply", `{
+	rec := r.must(422, "POST", "/api/v1/apply?createClusters=true", `{
 		"clusters": [{"name":"new","endpoint":"http://a:6443"},
 		             {"name":"rack1","endpoint":"https://[2001:db8::1]:6443","patches":["bad"]},
 		             {"name":"rack1","endpoint":"https://[2001:db8::1]:6443"},
@@ -126,7 +128,8 @@ func TestApplyRefusesAllAtOnce(t *testing.T) {
 		             {"name":"w-3","macs":["525400123456"],"role":"worker"},
 		             {"name":"w-4","macs":["525400000004"],"role":"worker","cluster":"nowhere"},
 		             {"name":"w-4","macs":["525400000005"],"role":"worker"},
-		             {"name":"W 6","macs":["525400000006"],"role":"worker"}]}`, nil)
+		             {"name":"W 6","macs":["525400000006"],"role":"worker"},
+		             {"name":"w-7","macs":["525400000007"],"role":"worker","cluster":"new","address":"2001:dead::7"}]}`, nil)
 	var p api.Problem
 	if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil {
 		t.Fatal(err)
@@ -138,7 +141,7 @@ func TestApplyRefusesAllAtOnce(t *testing.T) {
 	want := []string{
 		"body.clusters[0].endpoint", "body.clusters[1].patches[0]", "body.clusters[2].name", "body.clusters[3].talosVersion",
 		"body.machines[1].macs[0]", "body.machines[1].address", "body.machines[2].macs[0]", "body.machines[3].macs[0]",
-		"body.machines[4].cluster", "body.machines[5].name", "body.machines[6].name",
+		"body.machines[4].cluster", "body.machines[5].name", "body.machines[6].name", "body.machines[7].address",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %s\nwant %s\n%s", strings.Join(got, "\n    "), strings.Join(want, "\n     "), rec.Body)
@@ -148,14 +151,121 @@ func TestApplyRefusesAllAtOnce(t *testing.T) {
 	}
 }
 
+// TestApplyCreatesNoCluster unless it is told to: not on a dry run, and not for
+// a machine that names it.
+func TestApplyCreatesNoCluster(t *testing.T) {
+	const body = `{"clusters":[` + rack1 + `,{"name":"b","endpoint":"http://b:6443"}],"machines":[` + cp1 + `]}`
+	for query, want := range map[string][]string{
+		"": {
+			"body.clusters[0].name: cluster rack1 does not exist and apply creates none: secrets are made once (provisiond cluster create rack1 …, or --create-clusters)",
+			"body.clusters[1].endpoint", "body.clusters[1].name: cluster b does not exist",
+		},
+		"?dryRun=true":                      {"body.clusters[0].name", "body.clusters[1].endpoint", "body.clusters[1].name"},
+		"?createClusters=false":             {"body.clusters[0].name", "body.clusters[1].endpoint", "body.clusters[1].name"},
+		"?createClusters=true":              {"body.clusters[1].endpoint"},
+		"?createClusters=true&dryRun=true":  {"body.clusters[1].endpoint"},
+		"?createClusters=yes&dryRun=please": {"query.dryRun", "query.createClusters"},
+	} {
+		t.Run(query, func(t *testing.T) {
+			r := newRig(t, Config{})
+			wantErrors(t, r.must(422, "POST", "/api/v1/apply"+query, body, nil), want...)
+			if query == "" && r.talos.made > 0 {
+				t.Error("it made secrets")
+			}
+			if r.store.rev != 0 {
+				t.Error("it wrote all the same")
+			}
+		})
+	}
+	r := newRig(t, Config{})
+	r.must(200, "POST", "/api/v1/apply?createClusters=true", `{"clusters":[`+rack1+`],"machines":[`+cp1+`]}`, nil)
+	r.must(200, "POST", "/api/v1/apply", `{"clusters":[`+rack1+`],"machines":[`+cp1+`]}`, nil)
+	if r.talos.made != 1 {
+		t.Errorf("%d secrets were made for one cluster", r.talos.made)
+	}
+}
+
+// wantErrors wants the answer's errors to begin so, and no other.
+func wantErrors(t *testing.T, rec *httptest.ResponseRecorder, want ...string) {
+	t.Helper()
+	var p api.Problem
+	if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil {
+		t.Fatal(err)
+	}
+	ok := len(p.Errors) == len(want)
+	for i := 0; ok && i < len(want); i++ {
+		ok = strings.HasPrefix(p.Errors[i].Location+": "+p.Errors[i].Message, want[i])
+	}
+	if !ok {
+		t.Errorf("want %s\ngot %s", strings.Join(want, "\n     "), rec.Body)
+	}
+}
+
+// TestApplyChecksAddressesFirst: what the store would refuse of the second
+// machine keeps the first from being written.
+func TestApplyChecksAddressesFirst(t *testing.T) {
+	const good = `{"name":"w-1","macs":["525400000001"],"role":"worker","cluster":"new"}`
+	for name, tc := range map[string]struct{ machine, want string }{
+		"outside":           {`"name":"w-2","macs":["525400000002"],"address":"2001:dead::1"`, "body.machines[1].address: 2001:dead::1 lies in no subnet"},
+		"outside, new home": {`"name":"w-2","macs":["525400000002"],"address":"2001:dead::1","cluster":"new"`, "body.machines[1].address: 2001:dead::1 lies in no subnet"},
+		"of the router":     {`"name":"w-2","macs":["525400000002"],"address":"2001:db8::"`, "body.machines[1].address: 2001:db8:: is reserved"},
+		"elsewhere":         {`"name":"w-2","macs":["525400000002"],"address":"2001:db8::9","subnet":"other"`, "body.machines[1].address: 2001:db8::9 lies in subnet rack"},
+		"no subnet":         {`"name":"w-2","macs":["525400000002"],"subnet":"other"`, "body.machines[1].subnet: other is not a subnet"},
+		"moved out":         {`"name":"cp-1","macs":["525400123456"],"cluster":"rack1","address":"2001:dead::1"`, "body.machines[1].address: 2001:dead::1 lies in no subnet"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := seed(t, Config{})
+			rev := r.store.rev
+			body := `{"clusters":[{"name":"new","endpoint":"https://[2001:db8::2]:6443"}],"machines":[` + good + `,{"role":"worker",` + tc.machine + `}]}`
+			for _, query := range []string{"?createClusters=true&dryRun=true", "?createClusters=true"} {
+				wantErrors(t, r.must(422, "POST", "/api/v1/apply"+query, body, nil), tc.want)
+			}
+			if r.store.rev != rev {
+				t.Error("it wrote all the same")
+			}
+		})
+	}
+}
+
+// TestApplyFreesAnAddress: a full subnet is an error, unless a machine earlier
+// in the request makes room.
+func TestApplyFreesAnAddress(t *testing.T) {
+	r := seed(t, Config{})
+	v, err := r.keeper.Machine(t.Context(), "cp-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for a := addr("2001:db8::1000"); a != addr("2001:db8::2000"); a = a.Next() {
+		if key := (inventory.Key{Bucket: inventory.BucketAddresses, ID: a.String()}); a != v.Machine.Address {
+			r.store.records[key] = inventory.Record{Key: key, Value: []byte("another"), Rev: 1}
+		}
+	}
+	const w1 = `{"name":"w-1","macs":["525400000001"],"role":"worker"}`
+	rev := r.store.rev
+	wantErrors(t, r.must(507, "POST", "/api/v1/apply?dryRun=true", `{"machines":[`+w1+`]}`, nil), "body.machines[0].address: subnet rack")
+	wantErrors(t, r.must(507, "POST", "/api/v1/apply", `{"machines":[{"name":"w-0","macs":["525400000002"],"role":"worker","address":"2001:db8::6"},`+w1+`]}`, nil),
+		"body.machines[1].address: subnet rack")
+	if r.store.rev != rev {
+		t.Error("it wrote all the same")
+	}
+	r.must(200, "POST", "/api/v1/apply", `{"machines":[`+strings.Replace(cp1, `"role"`, `"address":"2001:db8::5","role"`, 1)+`,`+w1+`]}`, nil)
+	w, err := r.keeper.Machine(t.Context(), "w-1")
+	if err != nil || w.Machine.Address != v.Machine.Address {
+		t.Errorf("w-1 got %+v, %v, want the address that cp-1 gave up", w.Machine, err)
+	}
+}
+
 // TestApplyNamesWhatFailed: a write that the store refuses has its place too.
+// Here the address of the second machine is the one that the first was given.
 func TestApplyNamesWhatFailed(t *testing.T) {
 	r := seed(t, Config{})
-	rec := r.must(422, "POST", "/api/v1/apply", `{"machines":[{"name":"w-1","macs":["525400000001"],"role":"worker"},
-		{"name":"w-2","macs":["525400000002"],"role":"worker","address":"2001:dead::1"}]}`, nil)
-	if !strings.Contains(rec.Body.String(), `"location":"body.machines[1].address"`) {
-		t.Errorf("%s", rec.Body)
-	}
+	const w1 = `{"name":"w-1","macs":["525400000001"],"role":"worker"}`
+	var given api.Machine
+	r.must(201, "POST", "/api/v1/machines", w1, &given)
+	r.must(204, "DELETE", "/api/v1/machines/w-1", "", nil)
+	wantErrors(t, r.must(409, "POST", "/api/v1/apply", `{"machines":[`+w1+`,
+		{"name":"w-2","macs":["525400000002"],"role":"worker","address":"`+given.Address+`"}]}`, nil),
+		"body.machines[1].address: "+given.Address+" belongs to machine w-1")
 }
 
 // FuzzBodies: no body makes the API fail by itself.
@@ -164,7 +274,7 @@ func FuzzBodies(f *testing.F) {
 	f.Add("PUT", "/api/v1/machines/cp-1", cp1)
 	f.Add("PATCH", "/api/v1/machines/cp-1", `{"labels":{"a":null},"install":7}`)
 	f.Add("PATCH", "/api/v1/clusters/rack1", `{"podSubnets":["::/0"],"install":{"disk":null}}`)
-	f.Add("POST", "/api/v1/apply", `{"clusters":[`+rack1+`],"machines":[`+cp1+`,{"macs":[],"role":""}]}`)
+	f.Add("POST", "/api/v1/apply?createClusters=true", `{"clusters":[`+rack1+`],"machines":[`+cp1+`,{"macs":[],"role":""}]}`)
 	f.Add("POST", "/api/v1/clusters/import", `{"secrets":"cluster: {}"}`)
 	f.Add("GET", "/api/v1/machines?label=%3D&limit=-1&q=%00", "")
 	f.Fuzz(func(t *testing.T, method, path, body string) {

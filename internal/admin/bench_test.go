@@ -27,7 +27,7 @@ func BenchmarkRack(b *testing.B) {
 			b.Fatalf("%d %s", rec.Code, rec.Body)
 		}
 	}
-	do(b, "POST", "/api/v1/apply", declared)
+	do(b, "POST", "/api/v1/apply?createClusters=true", declared)
 	for name, request := range map[string][3]string{
 		"list":   {"GET", "/api/v1/machines?limit=1000", ""},
 		"status": {"GET", "/api/v1/status", ""},

@@ -30,6 +30,9 @@ type Machines interface {
 	// creates, or ErrExists. It allocates an address when m has none, and
 	// returns the machine as it was stored.
 	PutMachine(ctx context.Context, m *inventory.Machine, rev uint64) (*inventory.Machine, error)
+	// CheckMachine returns what PutMachine would refuse m for at m.Rev, without
+	// writing.
+	CheckMachine(ctx context.Context, m *inventory.Machine) error
 	// DeleteMachine removes a machine that is at rev, else ErrConflict.
 	DeleteMachine(ctx context.Context, name string, rev uint64) error
 }

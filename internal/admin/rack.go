@@ -18,12 +18,10 @@ func (s *Server) rackRoutes(doc huma.API) {
 	register(s, doc, huma.Operation{OperationID: "apply", Method: http.MethodPost, Path: "/apply", Tags: tags,
 		Summary: "Make clusters and machines be as declared",
 		Description: "Creates and updates what differs and never deletes. Everything is checked before anything is written, and " +
-			"every error names its place, such as machines[3].address. A cluster that is not there is created, with new secrets."},
-		func(ctx context.Context, in *struct {
-			DryRun bool `query:"dryRun" doc:"Only tell what would be done"`
-			Body   api.Rack
-		}) (*struct{ Body api.Applied }, error) {
-			result, err := s.apply(ctx, in.Body, in.DryRun)
+			"every error names its place, such as machines[3].address. A cluster that does not exist is an error on its name, " +
+			"unless createClusters is true."},
+		func(ctx context.Context, in *applyInput) (*struct{ Body api.Applied }, error) {
+			result, err := s.apply(ctx, in)
 			if err != nil {
 				return nil, err
 			}

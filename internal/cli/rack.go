@@ -20,11 +20,13 @@ func (a *app) applyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "apply -f FILE", Short: "Make clusters and machines be as a file declares", Args: cobra.NoArgs,
 		Long: "Make clusters and machines be as a YAML file declares: creates and updates what differs, and never deletes.\n" +
-			"Everything is checked first. A cluster that is not there yet is created, with secrets of its own. The file has\n" +
-			"the form that export prints.",
+			"Everything is checked first. The file has the form that export prints.\n\n" +
+			"A cluster that does not exist is refused, since its secrets are made once: applied onto a lost database, the\n" +
+			"file must not make a second cluster beside the one that runs. Where a new one is meant, say --create-clusters.",
 	}
 	file := cmd.Flags().StringP("filename", "f", "", "rack.yaml; - for standard input")
 	dryRun := cmd.Flags().Bool("dry-run", false, "only tell what would be done")
+	createClusters := cmd.Flags().Bool("create-clusters", false, "create the clusters that do not exist, with new secrets")
 	out := (&format{"table"}).bind(cmd)
 	_ = cmd.MarkFlagRequired("filename") // the flag is there
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -47,6 +49,9 @@ func (a *app) applyCommand() *cobra.Command {
 		q := url.Values{}
 		if *dryRun {
 			q.Set("dryRun", "true")
+		}
+		if *createClusters {
+			q.Set("createClusters", "true")
 		}
 		var applied api.Applied
 		if err := c.call(cmd.Context(), http.MethodPost, path("apply"), q, rack.json, &applied); err != nil {
@@ -95,8 +100,8 @@ func compact(v any) string {
 
 func (a *app) exportCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "export", Short: "Print all clusters and machines, as apply takes them", Args: cobra.NoArgs,
-		Long: "Print all clusters and machines, as apply takes them. The secrets of the clusters are not among them: applied\n" +
-			"to an empty provisiond, this makes other clusters. To move a provisiond, use backup."}
+		Long: "Print all clusters and machines, as apply takes them. The secrets of the clusters are not among them: an\n" +
+			"empty provisiond can make other clusters of this, not the same ones. To move a provisiond, use backup."}
 	out := &format{"yaml"}
 	cmd.Flags().StringVarP(&out.name, "output", "o", "yaml", "json or yaml")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

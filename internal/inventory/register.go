@@ -15,45 +15,59 @@ import (
 // address that is taken is a *FieldError wrapping ErrExists. m is not kept; the
 // stored machine is returned.
 func (k *Keeper) PutMachine(ctx context.Context, m *Machine, rev uint64) (*Machine, error) {
-	m = m.Clone()
-	if err := m.Normalize(); err != nil {
-		return nil, err
-	}
-	if err := m.Validate(); err != nil {
-		return nil, err
-	}
 	now := time.Now().UTC()
-	wanted := m.Address
-	err := k.update(ctx, func() (Commit, error) {
-		m.Address = wanted
-		old, err := getJSON[Machine](ctx, k.store, Key{BucketMachines, m.Name})
-		switch {
-		case errors.Is(err, ErrNotFound):
-			if rev != 0 {
-				return Commit{}, fmt.Errorf("machine %q: %w", m.Name, ErrNotFound)
-			}
-			m.Created = now
-		case err != nil:
-			return Commit{}, err
-		case rev == 0 && old.Created.Equal(now):
-			return Commit{}, nil // our own commit, whose answer was lost
-		case rev == 0:
-			return Commit{}, &FieldError{Field: "name", Problem: fmt.Sprintf("machine %s is already registered", m.Name), Fix: "change it instead, or choose another name", Err: ErrExists}
-		case rev != old.Rev:
-			return Commit{}, fmt.Errorf("machine %s was changed: %w", m.Name, ErrConflict)
-		default:
-			m.Created = old.Created
-			if !m.Address.IsValid() {
-				m.Address = old.Address
-			}
-		}
-		return k.register(ctx, m, old, rev == 0)
-	})
+	err := k.update(ctx, func() (Commit, error) { return k.registration(ctx, m, rev, now) })
 	if err != nil {
 		return nil, err
 	}
 	stored, err := getJSON[Machine](ctx, k.store, Key{BucketMachines, m.Name})
+	for _, mac := range stored.MACs {
+		k.strangers.forget(mac)
+	}
 	return &stored, err
+}
+
+// CheckMachine returns the error that PutMachine would return for m at m.Rev
+// now, and writes nothing. It promises nothing: others may write in between,
+// and of two machines that pass, one may take what the other needs.
+func (k *Keeper) CheckMachine(ctx context.Context, m *Machine) error {
+	_, err := k.registration(ctx, m, m.Rev, time.Now().UTC())
+	return err
+}
+
+// registration is the commit that registers or changes m at rev, with all the
+// checks before it. It leaves m as it is, and is empty if there is nothing left
+// to do.
+func (k *Keeper) registration(ctx context.Context, m *Machine, rev uint64, now time.Time) (Commit, error) {
+	m = m.Clone()
+	if err := m.Normalize(); err != nil {
+		return Commit{}, err
+	}
+	if err := m.Validate(); err != nil {
+		return Commit{}, err
+	}
+	old, err := getJSON[Machine](ctx, k.store, Key{BucketMachines, m.Name})
+	switch {
+	case errors.Is(err, ErrNotFound):
+		if rev != 0 {
+			return Commit{}, fmt.Errorf("machine %q: %w", m.Name, ErrNotFound)
+		}
+		m.Created = now
+	case err != nil:
+		return Commit{}, err
+	case rev == 0 && old.Created.Equal(now):
+		return Commit{}, nil // our own commit, whose answer was lost
+	case rev == 0:
+		return Commit{}, &FieldError{Field: "name", Problem: fmt.Sprintf("machine %s is already registered", m.Name), Fix: "change it instead, or choose another name", Err: ErrExists}
+	case rev != old.Rev:
+		return Commit{}, fmt.Errorf("machine %s was changed: %w", m.Name, ErrConflict)
+	default:
+		m.Created = old.Created
+		if !m.Address.IsValid() {
+			m.Address = old.Address
+		}
+	}
+	return k.register(ctx, m, old, rev == 0)
 }
 
 // register is the commit that makes m the stored machine and moves its indexes.
@@ -87,7 +101,6 @@ func (k *Keeper) register(ctx context.Context, m *Machine, old Machine, create b
 		if s, err := getJSON[Stranger](ctx, k.store, Key{BucketStrangers, string(mac)}); err == nil {
 			seenOn = s.Subnet
 			c.Writes = append(c.Writes, Write{Key: Key{BucketStrangers, string(mac)}})
-			k.strangers.forget(mac)
 		}
 	}
 	for _, mac := range old.MACs {
