@@ -208,7 +208,7 @@ func TestStalledSaysWhy(t *testing.T) {
 // the input is never modified.
 func TestApplyIsTotal(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
-	for range 3000 {
+	for range 500 {
 		v := registered()
 		v.Facts.Install.Ordered = 2 // so that only a boot of ours can use it up
 		fetched := false

@@ -74,7 +74,8 @@ type Bootstrap struct {
 	// Reason says in words where it stands or what it waits for.
 	Reason string `json:"reason,omitempty"`
 
-	Rev uint64 `json:"-"`
+	Rev    uint64 `json:"-"`
+	stored []byte // the record as it was read
 }
 
 // Claimed reports whether a machine holds the claim of this epoch.

@@ -93,7 +93,7 @@ func (k *Keeper) DeleteCluster(ctx context.Context, name string, rev uint64) err
 		if rev != 0 && rev != old.Rev {
 			return Commit{}, fmt.Errorf("cluster %s was changed: %w", name, ErrConflict)
 		}
-		members, err := k.Members(ctx, name)
+		members, err := k.Members(ctx, name, "")
 		if err != nil {
 			return Commit{}, err
 		}
@@ -111,8 +111,9 @@ func (k *Keeper) DeleteCluster(ctx context.Context, name string, rev uint64) err
 	})
 }
 
-// Members returns the names of a cluster's machines, in order.
-func (k *Keeper) Members(ctx context.Context, cluster string) ([]string, error) {
+// Members returns the names of a cluster's machines, in order: all, or those of
+// one role when role is not empty.
+func (k *Keeper) Members(ctx context.Context, cluster string, role Role) ([]string, error) {
 	const page = 256
 	var names []string
 	for after := cluster + "/"; ; {
@@ -125,7 +126,9 @@ func (k *Keeper) Members(ctx context.Context, cluster string) ([]string, error) 
 			if !ok {
 				return names, nil
 			}
-			names = append(names, name)
+			if role == "" || role == Role(rec.Value) {
+				names = append(names, name)
+			}
 			after = rec.Key.ID
 		}
 		if len(recs) < page {
@@ -157,13 +160,14 @@ func (k *Keeper) Cluster(ctx context.Context, name string) (*Cluster, *Bootstrap
 	return &cl, &b, nil
 }
 
-// Secrets returns the secrets bundle of a cluster.
+// Secrets returns the secrets bundle of a cluster. It is shared and must not be
+// modified.
 func (k *Keeper) Secrets(ctx context.Context, cluster string) (*Secrets, error) {
-	s, err := getJSON[Secrets](ctx, k.store, Key{BucketSecrets, cluster})
+	s, err := k.secrets.get(ctx, k.store, Key{BucketSecrets, cluster})
 	if err != nil {
 		return nil, fmt.Errorf("secrets of cluster %q: %w", cluster, err)
 	}
-	return &s, nil
+	return s, nil
 }
 
 // PutImage stores or replaces the description of a boot image.

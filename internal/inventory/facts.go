@@ -65,7 +65,8 @@ type Facts struct {
 	ConfigErrorHash string    `json:"configErrorHash,omitempty"`
 	ConfigErrorAt   time.Time `json:"configErrorAt,omitzero"`
 
-	Rev uint64 `json:"-"`
+	Rev    uint64 `json:"-"`
+	stored []byte // the record as it was read
 }
 
 // Order counts a one-shot act. It is outstanding while Done < Ordered, and used

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -36,6 +37,9 @@ type Keeper struct {
 	watchers  watchers
 	clusters  decoded[Cluster]
 	images    decoded[Image]
+	secrets   decoded[Secrets]
+	machines  decoded[Machine]
+	views     views
 }
 
 // NewKeeper returns a Keeper on a store. It reads the list of strangers, which
@@ -63,6 +67,12 @@ const maxTries = 32
 // nothing to write. An ambiguous commit is loaded and decided again: every
 // decision here is the same the second time if the first one stuck.
 func (k *Keeper) update(ctx context.Context, decide func() (Commit, error)) error {
+	return k.updateThen(ctx, decide, func(writes []Write, _ uint64) { k.views.committed(writes) })
+}
+
+// updateThen is update with what to do about the views once a commit happened,
+// with the revision it got.
+func (k *Keeper) updateThen(ctx context.Context, decide func() (Commit, error), then func(writes []Write, rev uint64)) error {
 	var last error
 	for range maxTries {
 		c, err := decide()
@@ -72,11 +82,16 @@ func (k *Keeper) update(ctx context.Context, decide func() (Commit, error)) erro
 		if len(c.Writes) == 0 && len(c.Log) == 0 {
 			return nil
 		}
-		_, _, err = k.store.Commit(ctx, c)
-		switch {
-		case err == nil:
+		rev, _, err := k.store.Commit(ctx, c)
+		if err == nil {
+			then(c.Writes, rev)
 			k.watchers.wake()
 			return nil
+		}
+		// Lost against another commit, or it happened although it failed: either
+		// way what was read before is old.
+		k.views.committed(c.Writes)
+		switch {
 		case errors.Is(err, ErrConflict) || errors.Is(err, ErrAmbiguous):
 			last = err
 		default:
@@ -93,11 +108,15 @@ func (k *Keeper) update(ctx context.Context, decide func() (Commit, error)) erro
 // view's Machine is nil; that is no error. arch may be empty: then it is what
 // was learnt, else amd64.
 func (k *Keeper) View(ctx context.Context, mac MAC, arch Arch) (View, error) {
+	v, _, ok := k.views.get(mac, "", arch)
+	if ok {
+		return v, nil
+	}
 	name, err := k.ownerOf(ctx, mac)
 	if err != nil || name == "" {
 		return View{}, err
 	}
-	v, err := k.viewOf(ctx, name, arch)
+	v, err = k.viewOf(ctx, name, arch)
 	if errors.Is(err, ErrNotFound) { // removed between the two reads
 		return View{}, nil
 	}
@@ -177,20 +196,28 @@ func (k *Keeper) Machines(ctx context.Context, after string, limit int) ([]View,
 }
 
 func (k *Keeper) viewOf(ctx context.Context, name string, arch Arch) (View, error) {
+	v, drops, ok := k.views.get("", name, arch)
+	if ok {
+		return v, nil
+	}
 	rec, err := k.store.Get(ctx, Key{BucketMachines, name})
 	if err != nil {
 		return View{}, err
 	}
-	return k.complete(ctx, rec, arch)
+	v, err = k.complete(ctx, rec, arch)
+	if err == nil && (arch == "" || arch == v.Facts.Arch) && v.Facts.Current() != nil {
+		k.views.put(v, drops)
+	}
+	return v, err
 }
 
 // complete reads what belongs to a machine record.
 func (k *Keeper) complete(ctx context.Context, rec Record, arch Arch) (View, error) {
-	m, err := decode[Machine](rec)
+	m, err := k.machines.of(rec)
 	if err != nil {
 		return View{}, err
 	}
-	v := View{Machine: &m}
+	v := View{Machine: m}
 	v.Facts, err = getJSON[Facts](ctx, k.store, Key{BucketFacts, m.Name})
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return View{}, err
@@ -253,7 +280,7 @@ func (k *Keeper) Record(ctx context.Context, e Event) (View, error) {
 		e.Token = newToken()
 	}
 	var result View
-	err := k.update(ctx, func() (Commit, error) {
+	err := k.updateThen(ctx, func() (Commit, error) {
 		before, err := k.load(ctx, e)
 		if err != nil {
 			return Commit{}, err
@@ -267,8 +294,27 @@ func (k *Keeper) Record(ctx context.Context, e Event) (View, error) {
 		}
 		result = after
 		return changes(ctx, k.store, before, after, e)
+	}, func(writes []Write, rev uint64) {
+		if result.Machine == nil || result.Facts.Arch != archOf(result) {
+			k.views.committed(writes)
+			return
+		}
+		for _, w := range writes {
+			if w.Key.Bucket == BucketFacts {
+				result.Facts.Rev, result.Facts.stored = rev, w.Value
+			}
+		}
+		k.views.advanced(writes, result)
 	})
 	return result, err
+}
+
+// archOf is the architecture that the view's image was looked up for.
+func archOf(v View) Arch {
+	if i := strings.LastIndexByte(v.Wanted, '/'); i >= 0 {
+		return Arch(v.Wanted[i+1:])
+	}
+	return v.Facts.Arch
 }
 
 func (k *Keeper) load(ctx context.Context, e Event) (v View, err error) {
@@ -298,7 +344,7 @@ func changes(ctx context.Context, store Store, before, after View, e Event) (Com
 	logged := e.Kind == ConfigRefused || e.Kind == Reported && e.Message != ""
 	if after.Machine != nil {
 		e.Machine = after.Machine.Name
-		changed, err := c.putIfChanged(Key{BucketFacts, e.Machine}, before.Facts, after.Facts, before.Facts.Rev)
+		changed, err := c.putIfChanged(Key{BucketFacts, e.Machine}, before.Facts.stored, after.Facts, before.Facts.Rev)
 		if err != nil {
 			return c, err
 		}
@@ -316,7 +362,7 @@ func changes(ctx context.Context, store Store, before, after View, e Event) (Com
 	}
 	if after.Bootstrap != nil {
 		e.Epoch = after.Bootstrap.Epoch
-		changed, err := c.putIfChanged(Key{BucketBootstraps, e.Cluster}, before.Bootstrap, after.Bootstrap, before.Bootstrap.Rev)
+		changed, err := c.putIfChanged(Key{BucketBootstraps, e.Cluster}, before.Bootstrap.stored, after.Bootstrap, before.Bootstrap.Rev)
 		if err != nil {
 			return c, err
 		}
@@ -331,10 +377,11 @@ func changes(ctx context.Context, store Store, before, after View, e Event) (Com
 // notable says whether a change is worth a line in the log: all but those that
 // only moved the time a machine was last heard of.
 func notable(before, after Facts, e Event) bool {
-	before.LastSeen, before.APIAt, before.Rev = after.LastSeen, after.APIAt, after.Rev
-	a, _ := json.Marshal(before)
-	b, _ := json.Marshal(after)
-	return !bytes.Equal(a, b)
+	if e.Kind != Solicited && e.Kind != APIAnswered {
+		return true
+	}
+	before.LastSeen, before.APIAt, before.stored = after.LastSeen, after.APIAt, after.stored
+	return !reflect.DeepEqual(before, after)
 }
 
 // learn keeps the DUID index in step with the facts.
@@ -365,17 +412,11 @@ func learn(ctx context.Context, store Store, c *Commit, before, after Facts, e E
 	return nil
 }
 
-func (c *Commit) putIfChanged(key Key, before, after any, rev uint64) (bool, error) {
-	a, err := json.Marshal(before)
-	if err != nil {
+// putIfChanged writes a record unless its encoding is what is stored.
+func (c *Commit) putIfChanged(key Key, stored []byte, value any, rev uint64) (bool, error) {
+	b, err := json.Marshal(value)
+	if err != nil || bytes.Equal(stored, b) {
 		return false, err
-	}
-	b, err := json.Marshal(after)
-	if err != nil {
-		return false, err
-	}
-	if bytes.Equal(a, b) {
-		return false, nil
 	}
 	c.Checks = append(c.Checks, Check{key, rev})
 	c.Writes = append(c.Writes, Write{key, b})

@@ -94,7 +94,7 @@ func TestRegister(t *testing.T) {
 	if v, err := k.MachineByAddress(t.Context(), addr("fe80::5054:ff:feab:cdef").WithZone("eth0")); err != nil || v.Machine == nil {
 		t.Errorf("not found by its link-local address: %v", err)
 	}
-	if members, err := k.Members(t.Context(), "prod"); err != nil || len(members) != 1 {
+	if members, err := k.Members(t.Context(), "prod", ""); err != nil || len(members) != 1 {
 		t.Errorf("members are %v, %v", members, err)
 	}
 
@@ -111,7 +111,7 @@ func TestRegister(t *testing.T) {
 	if v, _ := k.View(t.Context(), mac(8), ""); v.Machine == nil {
 		t.Error("the second MAC does not find it")
 	}
-	if members, _ := k.Members(t.Context(), "prod"); len(members) != 0 {
+	if members, _ := k.Members(t.Context(), "prod", ""); len(members) != 0 {
 		t.Errorf("still a member: %v", members)
 	}
 	if _, err := k.PutMachine(t.Context(), stored, stored.Rev); !errors.Is(err, inventory.ErrConflict) {

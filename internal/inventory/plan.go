@@ -21,7 +21,8 @@ type Plan struct {
 }
 
 // View is what one decision looks at: one machine (or none, for a stranger)
-// and what belongs to it.
+// and what belongs to it. What it points to is shared and must not be modified;
+// Clone a machine to change it.
 type View struct {
 	Machine   *Machine
 	Facts     Facts

@@ -22,13 +22,13 @@ func decode[T revisioned](rec Record) (T, error) {
 	case *Machine:
 		p.Rev = rec.Rev
 	case *Facts:
-		p.Rev = rec.Rev
+		p.Rev, p.stored = rec.Rev, rec.Value
 	case *Cluster:
 		p.Rev = rec.Rev
 	case *Secrets:
 		p.Rev = rec.Rev
 	case *Bootstrap:
-		p.Rev = rec.Rev
+		p.Rev, p.stored = rec.Rev, rec.Value
 	case *Stranger:
 		p.Rev = rec.Rev
 	case *Image:
@@ -66,8 +66,8 @@ func listAll[T revisioned](ctx context.Context, s Store, b Bucket) ([]T, error) 
 	return out, nil
 }
 
-// decoded keeps the decoded form of records that many machines share, such as
-// their cluster. The record is still read each time, and decoded anew when its
+// decoded keeps the decoded form of records that are read again and again: a
+// cluster by all its machines, a machine by each step of its boot. The record is still read each time, and decoded anew when its
 // revision moved. Values are shared: nobody may modify them.
 type decoded[T revisioned] struct {
 	mu sync.RWMutex
@@ -87,8 +87,13 @@ func (d *decoded[T]) get(ctx context.Context, s Store, key Key) (*T, error) {
 	if err != nil {
 		return nil, err
 	}
+	return d.of(rec)
+}
+
+// of returns the decoded form of a record that was just read.
+func (d *decoded[T]) of(rec Record) (*T, error) {
 	d.mu.RLock()
-	hit, ok := d.m[key.ID]
+	hit, ok := d.m[rec.Key.ID]
 	d.mu.RUnlock()
 	if ok && hit.rev == rec.Rev {
 		return hit.value, nil
@@ -102,7 +107,7 @@ func (d *decoded[T]) get(ctx context.Context, s Store, key Key) (*T, error) {
 	if d.m == nil || len(d.m) >= maxDecoded {
 		d.m = map[string]decodedRecord[T]{}
 	}
-	d.m[key.ID] = decodedRecord[T]{rec.Rev, &v}
+	d.m[rec.Key.ID] = decodedRecord[T]{rec.Rev, &v}
 	return &v, nil
 }
 

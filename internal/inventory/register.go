@@ -82,8 +82,8 @@ func (k *Keeper) register(ctx context.Context, m *Machine, old Machine, create b
 		}
 		c.Checks = append(c.Checks, Check{Key{BucketClusters, m.Cluster}, rec.Rev})
 	}
-	if m.Cluster != old.Cluster {
-		if old.Cluster != "" {
+	if m.Cluster != old.Cluster || m.Role != old.Role {
+		if old.Cluster != "" && old.Cluster != m.Cluster {
 			c.Writes = append(c.Writes, Write{Key: memberKey(old.Cluster, m.Name)})
 		}
 		if m.Cluster != "" {

@@ -23,7 +23,7 @@ const (
 	BucketBootstraps Bucket = "bootstraps" // cluster name → Bootstrap
 	BucketImages     Bucket = "images"     // image id → Image
 	BucketRendered   Bucket = "rendered"   // machine name → Rendered
-	BucketMembers    Bucket = "members"    // cluster name + "/" + machine name → nothing
+	BucketMembers    Bucket = "members"    // cluster name + "/" + machine name → role
 	BucketMeta       Bucket = "meta"       // single values, such as the server DUID
 )
 
