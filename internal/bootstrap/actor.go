@@ -23,6 +23,7 @@ import (
 
 const (
 	poll         = 5 * time.Second  // how often to look again while something is under way
+	pause        = time.Second / 4  // between rounds, however much happens
 	idle         = time.Minute      // how often to look when nothing is
 	probeTimeout = 10 * time.Second // for one control plane
 	callTimeout  = 30 * time.Second // for the call; Talos answers in 0.2 to 4 s
@@ -35,7 +36,7 @@ type Inventory interface {
 	Clusters(ctx context.Context) ([]*inventory.Cluster, error)
 	Cluster(ctx context.Context, name string) (*inventory.Cluster, *inventory.Bootstrap, error)
 	Secrets(ctx context.Context, cluster string) (*inventory.Secrets, error)
-	Members(ctx context.Context, cluster string) ([]string, error)
+	Members(ctx context.Context, cluster string, role inventory.Role) ([]string, error)
 	Machine(ctx context.Context, ref string) (inventory.View, error)
 	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
 	Watch() (<-chan struct{}, func())
@@ -71,16 +72,23 @@ func (a *Actor) Run(ctx context.Context) error {
 	defer stop()
 	for {
 		again := a.round(ctx)
-		timer := time.NewTimer(again)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx, nil, pause) || !sleep(ctx, wake, again-pause) {
 			return nil
-		case <-timer.C:
-		case <-wake:
-			timer.Stop()
 		}
 	}
+}
+
+// sleep waits for d, or a wake-up. It returns false when ctx ended.
+func sleep(ctx context.Context, wake <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	case <-wake:
+	}
+	return true
 }
 
 // round takes every cluster as far as it goes now, side by side: one that does
@@ -182,7 +190,7 @@ func (a *Actor) do(ctx context.Context, cl *inventory.Cluster, secrets *inventor
 
 // probe looks at every control plane the inventory knows, all at once.
 func (a *Actor) probe(ctx context.Context, cl *inventory.Cluster, secrets *inventory.Secrets) (map[string]netip.Addr, []Probe, error) {
-	names, err := a.inv.Members(ctx, cl.Name)
+	names, err := a.inv.Members(ctx, cl.Name, inventory.ControlPlane)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -195,10 +203,8 @@ func (a *Actor) probe(ctx context.Context, cl *inventory.Cluster, secrets *inven
 		} else if err != nil {
 			return nil, nil, err
 		}
-		if v.Machine.Role == inventory.ControlPlane {
-			planes = append(planes, v)
-			addrs[name] = v.Machine.Address
-		}
+		planes = append(planes, v)
+		addrs[name] = v.Machine.Address
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
 
 	"github.com/provisiond/provisiond/internal/inventory"
 )
@@ -21,6 +22,9 @@ const (
 	timeout = 8 * time.Second // for one answer
 	workers = 32
 	page    = 512
+	// perSecond bounds how many machines are asked in a second: a hall that is
+	// switched on at once is served its configs first.
+	perSecond = 100
 )
 
 // Inventory is what the monitor reads and records.
@@ -46,13 +50,14 @@ type Monitor struct {
 	talos Talos
 	log   zerolog.Logger
 
+	pace  *rate.Limiter
 	due   map[string]time.Time // machine → when to ask next; owned by Run
 	after uint64               // last event looked at; owned by Run
 }
 
 // New returns a monitor. It does nothing until Run.
 func New(inv Inventory, talos Talos, log zerolog.Logger) *Monitor {
-	return &Monitor{inv: inv, talos: talos, log: log, due: map[string]time.Time{}}
+	return &Monitor{inv: inv, talos: talos, log: log, pace: rate.NewLimiter(perSecond, perSecond), due: map[string]time.Time{}}
 }
 
 // Run asks machines until ctx ends. At start it looks at every machine once;
@@ -149,9 +154,14 @@ func (m *Monitor) ask(ctx context.Context) time.Duration {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	results := map[string]time.Duration{}
+	next := seldom
 	for name, at := range m.due {
 		if at.After(now) {
 			continue
+		}
+		if !m.pace.Allow() {
+			next = time.Second
+			break // the others in a second; ranging over a map favours none
 		}
 		slots <- struct{}{}
 		wg.Go(func() {
@@ -170,7 +180,9 @@ func (m *Monitor) ask(ctx context.Context) time.Duration {
 			m.due[name] = time.Now().Add(again)
 		}
 	}
-	next := seldom
+	if next < seldom {
+		return next
+	}
 	for _, at := range m.due {
 		next = min(next, time.Until(at))
 	}
