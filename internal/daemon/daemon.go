@@ -115,8 +115,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	options := talos.Options{EventSink: d.addrs.Events, KernelLog: cfg.KernelLog}
-	cfgs := &configs{keeper: keeper, renderer: talos.NewRenderer(options), options: options}
+	cfgs := newConfigs(keeper, cfg, d.addrs.Events)
 	api := machineAPI{talos.NewClient(talos.ClientOptions{Proxy: cfg.TalosProxy}, component(o.Log, "talos"))}
 
 	if err := d.serveRack(cfg, sockets, keeper, duid, urls, files, blobs, cfgs); err != nil {
@@ -296,8 +295,7 @@ func (d *Daemon) open(ctx context.Context, cfg *Config) (*sockets, error) {
 	}
 	port := cfg.TFTPPort
 	for _, a := range addrs {
-		var lc net.ListenConfig
-		conn, err := lc.ListenPacket(ctx, "udp6", netip.AddrPortFrom(a, port).String())
+		conn, err := listenUDP(ctx, netip.AddrPortFrom(a, port))
 		if err != nil {
 			return nil, explain("TFTP", "ports.tftp", err)
 		}
@@ -338,6 +336,28 @@ func (d *Daemon) open(ctx context.Context, cfg *Config) (*sockets, error) {
 		s.api, d.addrs.Socket = append(s.api, l), cfg.Socket
 	}
 	return &s, nil
+}
+
+// settle is how long an interface may take to make sure that its link-local
+// address is nobody else's (RFC 4862 section 5.4); Linux takes 1 to 2 s.
+const settle = 10 * time.Second
+
+// listenUDP opens a socket on an address. A link-local one may still be
+// tentative when the host has just booted, and cannot be bound to until then.
+func listenUDP(ctx context.Context, addr netip.AddrPort) (net.PacketConn, error) {
+	deadline := time.Now().Add(settle)
+	for {
+		var lc net.ListenConfig
+		conn, err := lc.ListenPacket(ctx, "udp6", addr.String())
+		if !errors.Is(err, syscall.EADDRNOTAVAIL) || !addr.Addr().IsLinkLocalUnicast() || time.Now().After(deadline) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(settle / 50):
+		}
+	}
 }
 
 // listenUnix opens the API's socket for root alone. A socket that a killed

@@ -39,6 +39,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if os.Getenv(herdVariable) != "" {
+		if err := herdMain(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -107,6 +114,19 @@ subnets:
 	return l
 }
 
+func createLabCluster(ctx context.Context, k *inventory.Keeper, imported bool) error {
+	secrets, err := bundle()
+	if err != nil {
+		return err
+	}
+	_, kubernetes, pods, services := talos.Defaults()
+	_, err = k.CreateCluster(ctx, &inventory.Cluster{
+		Name: "lab", Endpoint: "https://[2001:db8:1::100]:6443", TalosVersion: "v1.13.6", KubernetesVersion: kubernetes,
+		PodSubnets: pods, ServiceSubnets: services, Install: inventory.InstallTarget{Disk: "/dev/vda"}, Imported: imported,
+	}, secrets)
+	return err
+}
+
 func (l *lab) file() string { return filepath.Join(l.dir, "provisiond.yaml") }
 
 func freePort(t *testing.T, network string) uint16 {
@@ -152,14 +172,7 @@ func (l *lab) register(t *testing.T, imported bool) {
 		check(err)
 		check(k.PutImage(t.Context(), &inventory.Image{Version: "v1.13.6", Arch: arch, Kernel: kernel, Initramfs: initramfs}))
 	}
-	secrets, err := bundle()
-	check(err)
-	_, kubernetes, pods, services := talos.Defaults()
-	_, err = k.CreateCluster(t.Context(), &inventory.Cluster{
-		Name: "lab", Endpoint: "https://[2001:db8:1::100]:6443", TalosVersion: "v1.13.6", KubernetesVersion: kubernetes,
-		PodSubnets: pods, ServiceSubnets: services, Install: inventory.InstallTarget{Disk: "/dev/vda"}, Imported: imported,
-	}, secrets)
-	check(err)
+	check(createLabCluster(t.Context(), k, imported))
 	for i := range planes + workers {
 		m := &inventory.Machine{Name: fmt.Sprintf("cp-%d", i+1), Cluster: "lab", Role: inventory.ControlPlane}
 		if i >= planes {
@@ -474,7 +487,7 @@ func TestAmbiguousBootstrap(t *testing.T) {
 		t.Fatal(err)
 	}
 	proxied(t, func(ctx context.Context) error { return r.Fabric.ServeProxy(ctx, inner) })
-	lossy := &lossyProxy{to: inner.Addr().String(), lose: func() bool {
+	lossy := &lossyProxy{to: inner.Addr().String(), open: map[net.Conn]struct{}{}, lose: func() bool {
 		for _, m := range r.Machines {
 			if m.Accepted() > 0 {
 				return true
@@ -495,14 +508,29 @@ func TestAmbiguousBootstrap(t *testing.T) {
 	}
 }
 
-// lossyProxy passes connections on, and cuts the first one that carries an
-// answer once lose says so, before that answer.
+// lossyProxy passes connections on. Once lose says so it cuts all that are open,
+// before another byte of an answer passes; later ones are left alone.
 type lossyProxy struct {
 	to   string
 	lose func() bool
 
-	mu  sync.Mutex
-	did bool
+	mu   sync.Mutex
+	did  bool
+	open map[net.Conn]struct{}
+}
+
+// cuts reports whether the answer that was just read is lost.
+func (p *lossyProxy) cuts() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.did || !p.lose() {
+		return false
+	}
+	p.did = true
+	for c := range p.open {
+		_ = c.Close()
+	}
+	return true
 }
 
 func (p *lossyProxy) lost() bool {
@@ -527,6 +555,9 @@ func (p *lossyProxy) serve(ctx context.Context, l net.Listener) error {
 				return
 			}
 			defer server.Close()
+			p.mu.Lock()
+			p.open[client] = struct{}{}
+			p.mu.Unlock()
 			defer context.AfterFunc(ctx, func() { _ = client.Close(); _ = server.Close() })()
 			wg.Go(func() {
 				_, _ = io.Copy(server, client)
@@ -538,11 +569,7 @@ func (p *lossyProxy) serve(ctx context.Context, l net.Listener) error {
 				if err != nil {
 					return
 				}
-				p.mu.Lock()
-				cut := !p.did && p.lose()
-				p.did = p.did || cut
-				p.mu.Unlock()
-				if cut {
+				if p.cuts() {
 					return
 				}
 				if _, err := client.Write(buf[:n]); err != nil {

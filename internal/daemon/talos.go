@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/provisiond/provisiond/internal/admin"
@@ -20,6 +21,47 @@ type configs struct {
 	keeper   *inventory.Keeper
 	renderer *talos.Renderer
 	options  talos.Options
+	made     made
+}
+
+// made remembers the config of each machine by the revisions of what it was
+// made of, so that a fetch compares two numbers. The other ingredients do not
+// change: secrets are made with their cluster, and subnets with the daemon.
+type made struct {
+	mu sync.RWMutex
+	m  map[string]madeConfig // by machine name
+}
+
+type madeConfig struct {
+	machine, cluster uint64
+	config           *talos.Config
+}
+
+// maxMade bounds the memory: about 1 KB for each machine that is booting, the
+// large part of a config being shared. Reaching it starts anew.
+const maxMade = 1 << 16
+
+func (m *made) get(v inventory.View) *talos.Config {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if c, ok := m.m[v.Machine.Name]; ok && c.machine == v.Machine.Rev && c.cluster == v.Cluster.Rev {
+		return c.config
+	}
+	return nil
+}
+
+func (m *made) put(v inventory.View, c *talos.Config) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.m == nil || len(m.m) >= maxMade {
+		m.m = map[string]madeConfig{}
+	}
+	m.m[v.Machine.Name] = madeConfig{v.Machine.Rev, v.Cluster.Rev, c}
+}
+
+func newConfigs(keeper *inventory.Keeper, cfg *Config, events netip.AddrPort) *configs {
+	options := talos.Options{EventSink: events, KernelLog: cfg.KernelLog}
+	return &configs{keeper: keeper, renderer: talos.NewRenderer(options), options: options}
 }
 
 // Defaults implements admin.Talos.
@@ -90,11 +132,18 @@ func (c *configs) config(ctx context.Context, v inventory.View) (*talos.Config, 
 	if v.Machine == nil || v.Cluster == nil {
 		return nil, fmt.Errorf("%s: %w", inventory.PlanBoot(v).Reason, inventory.ErrRefused)
 	}
+	if cfg := c.made.get(v); cfg != nil {
+		return cfg, nil
+	}
 	s, err := c.keeper.Secrets(ctx, v.Cluster.Name)
 	if err != nil {
 		return nil, err
 	}
-	return c.renderer.Render(talos.Input{Machine: v.Machine, Cluster: v.Cluster, Secrets: s, Subnet: c.keeper.SubnetOf(v.Machine.Address)})
+	cfg, err := c.renderer.Render(talos.Input{Machine: v.Machine, Cluster: v.Cluster, Secrets: s, Subnet: c.keeper.SubnetOf(v.Machine.Address)})
+	if err == nil {
+		c.made.put(v, cfg)
+	}
+	return cfg, err
 }
 
 // keep remembers, redacted, what is about to be served, so that it can be
@@ -147,11 +196,11 @@ func (c *configs) Talosconfig(ctx context.Context, cluster string) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	var planes, all []netip.Addr
-	names, err := c.keeper.Members(ctx, cluster)
+	names, err := c.keeper.Members(ctx, cluster, inventory.ControlPlane)
 	if err != nil {
 		return nil, err
 	}
+	var endpoints []netip.Addr
 	for _, name := range names {
 		v, err := c.keeper.Machine(ctx, name)
 		if errors.Is(err, inventory.ErrNotFound) {
@@ -159,15 +208,9 @@ func (c *configs) Talosconfig(ctx context.Context, cluster string) ([]byte, erro
 		} else if err != nil {
 			return nil, err
 		}
-		all = append(all, v.Machine.Address)
-		if v.Machine.Role == inventory.ControlPlane {
-			planes = append(planes, v.Machine.Address)
-		}
+		endpoints = append(endpoints, v.Machine.Address)
 	}
-	if len(planes) == 0 {
-		planes = all
-	}
-	return talos.Talosconfig(cl, s, planes)
+	return talos.Talosconfig(cl, s, endpoints)
 }
 
 // Kubeconfig implements admin.Talos.

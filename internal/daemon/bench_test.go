@@ -1,0 +1,247 @@
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/provisiond/provisiond/internal/boltstore"
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// herdVariable makes this test binary be the clients of a benchmark, so that
+// the CPU time of the benchmark's process is the servers'.
+const herdVariable = "PROVISIOND_TEST_HERD"
+
+const herdSize = 10_000
+
+// BenchmarkConfigHerd: 10,000 machines fetch their own config, each on a
+// connection of its own, all at once, from a whole daemon on its database, and
+// one body of that size from a bare net/http server in the same run. Every
+// fetch is durable in the database before it is answered.
+func BenchmarkConfigHerd(b *testing.B) {
+	l := &lab{dir: b.TempDir()}
+	urls, size := l.fillHerd(b)
+	d, err := New(b.Context(), Options{Config: l.cfg, Log: zerolog.New(io.Discard)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	stopped := make(chan error, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { stopped <- d.Run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		if err := <-stopped; err != nil {
+			b.Error(err)
+		}
+	})
+	for i := range urls {
+		urls[i] = "http://" + d.Addrs().HTTP.String() + urls[i]
+	}
+	body := make([]byte, size)
+	fixed := "http://" + bareServer(b, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/yaml")
+		w.Header().Set("Content-Length", strconv.Itoa(size))
+		_, _ = w.Write(body)
+	}) + "/config/52:54:00:00:00:01/AAAAAAAAAAAAAAAAAAAAAA"
+	same := make([]string, len(urls))
+	for i := range same {
+		same[i] = fixed
+	}
+	sendHerd(b, urls) // renders, as the boot scripts would have
+	sendHerd(b, same)
+	var us, them herdResult
+	for b.Loop() {
+		them.add(sendHerd(b, same))
+		us.add(sendHerd(b, urls))
+	}
+	b.ReportMetric(us.CPU.Seconds()*1e6/float64(us.Requests), "cpu-µs/req")
+	b.ReportMetric(float64(us.Requests)/us.Elapsed.Seconds(), "req/s")
+	b.ReportMetric(us.rate()/them.rate(), "rate-ratio")
+	b.ReportMetric(us.CPU.Seconds()/them.CPU.Seconds(), "cpu-ratio")
+	b.ReportMetric(us.P99.Seconds()/them.P99.Seconds(), "p99-ratio")
+}
+
+// fillHerd writes a database of machines that are about to fetch their config,
+// and returns the paths they fetch, and the size of one.
+func (l *lab) fillHerd(b *testing.B) (paths []string, size int) {
+	b.Helper()
+	check := func(err error) {
+		b.Helper()
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	l.cfg = &Config{
+		Data: filepath.Join(l.dir, "data"), Address: netip.IPv6Loopback(), Socket: filepath.Join(l.dir, "sock"),
+		Subnets: []inventory.Subnet{{Name: "rack1", Prefix: netip.MustParsePrefix("2001:db8:1::/64"), Preferred: time.Hour, Valid: time.Hour}},
+		// Nobody listens there, so that no machine's API is found.
+		TalosProxy: "[::1]:1",
+	}
+	check(os.MkdirAll(l.cfg.Data, 0o700))
+	store, err := boltstore.Open(filepath.Join(l.cfg.Data, DatabaseFile), boltstore.Options{NoSync: true})
+	check(err)
+	defer func() { check(store.Close()) }()
+	k, err := inventory.NewKeeper(b.Context(), store, inventory.KeeperConfig{Subnets: l.cfg.Subnets})
+	check(err)
+	check(k.PutImage(b.Context(), &inventory.Image{Version: "v1.13.6", Arch: inventory.AMD64}))
+	check(createLabCluster(b.Context(), k, false))
+	cl, _, err := k.Cluster(b.Context(), "lab")
+	check(err)
+	// Up to 16 KB, the size the goal names.
+	cl.Patches = []string{"machine: {files: [{path: /var/pad, permissions: 0o600, op: create, content: " + strings.Repeat("pad ", 3200) + "}]}"}
+	_, err = k.PutCluster(b.Context(), cl, cl.Rev)
+	check(err)
+	var c inventory.Commit
+	put := func(bucket inventory.Bucket, id string, v any) {
+		raw, ok := v.([]byte)
+		if !ok {
+			var err error
+			raw, err = json.Marshal(v)
+			check(err)
+		}
+		c.Writes = append(c.Writes, inventory.Write{Key: inventory.Key{Bucket: bucket, ID: id}, Value: raw})
+	}
+	for i := range herdSize {
+		name, mac := fmt.Sprintf("m-%05d", i), inventory.MAC(fmt.Sprintf("52:54:00:01:%02x:%02x", i>>8, i&255))
+		token := fmt.Sprintf("AAAAAAAAAAAAAAAA%06d", i)
+		put(inventory.BucketMachines, name, inventory.Machine{
+			Name: name, MACs: []inventory.MAC{mac}, Cluster: "lab", Role: inventory.Worker, Created: time.Now(),
+			Address: netip.MustParseAddr(fmt.Sprintf("2001:db8:1::1:%x", i)),
+		})
+		put(inventory.BucketMACs, string(mac), []byte(name))
+		put(inventory.BucketFacts, name, inventory.Facts{Machine: name, Arch: inventory.AMD64, Install: inventory.Order{Ordered: 1}, Boots: []inventory.Boot{{
+			Number: 1, Token: token, MAC: mac, Client: inventory.FirmwarePXE, Started: time.Now(), Script: time.Now(), Plan: inventory.Install, Order: 1,
+		}}})
+		paths = append(paths, "/config/"+string(mac)+"/"+token)
+		if len(c.Writes) > 3000 {
+			_, _, err := store.Commit(b.Context(), c)
+			check(err)
+			c = inventory.Commit{}
+		}
+	}
+	_, _, err = store.Commit(b.Context(), c)
+	check(err)
+	v, err := k.Machine(b.Context(), "m-00000")
+	check(err)
+	cfg, err := newConfigs(k, l.cfg, netip.AddrPort{}).config(b.Context(), v)
+	check(err)
+	return paths, cfg.Size
+}
+
+func bareServer(b *testing.B, h http.HandlerFunc) string {
+	b.Helper()
+	l, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	srv := &http.Server{Handler: h}
+	go func() { _ = srv.Serve(l) }()
+	b.Cleanup(func() { _ = srv.Close() })
+	return l.Addr().String()
+}
+
+type herdResult struct {
+	Requests int
+	Failed   string
+	P99      time.Duration
+	Elapsed  time.Duration
+	CPU      time.Duration
+}
+
+func (r *herdResult) add(o herdResult) {
+	r.Requests, r.P99, r.Elapsed, r.CPU = r.Requests+o.Requests, r.P99+o.P99, r.Elapsed+o.Elapsed, r.CPU+o.CPU
+}
+
+func (r *herdResult) rate() float64 { return float64(r.Requests) / r.Elapsed.Seconds() }
+
+// sendHerd has another process fetch all URLs, and measures this one meanwhile.
+func sendHerd(b *testing.B, urls []string) herdResult {
+	b.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), herdVariable+"=1")
+	cmd.Stdin = strings.NewReader(strings.Join(urls, "\n"))
+	cmd.Stderr = os.Stderr
+	before := cpuTime(b)
+	out, err := cmd.Output()
+	spent := cpuTime(b) - before
+	var r herdResult
+	if err != nil || json.Unmarshal(out, &r) != nil || r.Failed != "" {
+		b.Fatalf("%v: %s", err, out)
+	}
+	r.CPU = spent
+	return r
+}
+
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// herdMain is the clients: it reads URLs and fetches all of them at once.
+func herdMain() error {
+	var urls []string
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		urls = append(urls, in.Text())
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Minute}
+	took := make([]time.Duration, len(urls))
+	r := herdResult{Requests: len(urls)}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	begin := time.Now()
+	for i, url := range urls {
+		wg.Go(func() {
+			if err := fetch(client, url); err != nil {
+				mu.Lock()
+				r.Failed = err.Error()
+				mu.Unlock()
+			}
+			took[i] = time.Since(begin)
+		})
+	}
+	wg.Wait()
+	r.Elapsed = time.Since(begin)
+	slices.Sort(took)
+	r.P99 = took[len(took)*99/100]
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+func fetch(client *http.Client, url string) error {
+	for try := 0; ; try++ {
+		res, err := client.Get(url)
+		if err != nil {
+			if try < 5 { // the queue of the listener is full: TCP says so, and Talos tries again
+				continue
+			}
+			return err
+		}
+		n, err := io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+		if err != nil || res.StatusCode != http.StatusOK || n < 1000 {
+			return fmt.Errorf("status %d, %d bytes, %w", res.StatusCode, n, err)
+		}
+		return nil
+	}
+}
