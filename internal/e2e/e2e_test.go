@@ -1,0 +1,338 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+const (
+	controlPlaneAddr = "fd00:7a10:e2e::11"
+	workerAddr       = "fd00:7a10:e2e::12"
+	talosVersion     = "v1.13.6" // what the test images pass for
+	budget           = 12 * time.Minute
+)
+
+var (
+	controlPlaneMAC = net.HardwareAddr{0x52, 0x54, 0, 0xe2, 0, 0x11}
+	workerMAC       = net.HardwareAddr{0x52, 0x54, 0, 0xe2, 0, 0x12}
+	strangerMAC     = net.HardwareAddr{0x52, 0x54, 0, 0xe2, 0, 0x99}
+)
+
+// TestFirmware boots a rack of virtual machines with real firmware.
+func TestFirmware(t *testing.T) {
+	checkNeeds(t)
+	out, err := filepath.Abs("out")
+	must(t, err)
+	must(t, os.RemoveAll(out))
+	must(t, os.MkdirAll(out, 0o755))
+	t.Cleanup(func() {
+		if t.Failed() {
+			printTails(t, out)
+		}
+	})
+	clock := &stopwatch{t: t, start: time.Now()}
+	ctx := deadline(t, budget)
+
+	build := t.TempDir()
+	im := buildImages(t, build)
+	binary := filepath.Join(build, "provisiond")
+	buildBinary(t, "../../cmd/provisiond", binary)
+	clock.lap("images and daemon built")
+
+	l := newLab(t, out)
+	l.serveRegistry(t, im.disk)
+	stopCapture := l.capture(t)
+	d := startDaemon(t, l, binary)
+	register(t, d, im)
+	clock.lap("cluster and machines registered")
+
+	cp := newVM(t, l, "cp-1", pxe6, controlPlaneMAC)
+	worker := newVM(t, l, "w-1", http6, workerMAC)
+	stranger := newVM(t, l, "stranger", pxe6, strangerMAC)
+
+	cp.powerOn(t)
+	worker.powerOn(t)
+	install(ctx, t, clock, d, cp)
+	install(ctx, t, clock, d, worker)
+	reachReady(ctx, t, clock, cp)
+	reachReady(ctx, t, clock, worker)
+	checkInstalled(ctx, t, d, cp, "pxe")
+	checkInstalled(ctx, t, d, worker, "http")
+	bootstrapped := checkBootstrap(ctx, t, d, cp, worker)
+	clock.lap("daemon sees the cluster ready")
+
+	worker.powerOff()
+	cp.powerOff()
+	stranger.powerOn(t)
+	cp.powerOn(t)
+	powerCycled(ctx, t, clock, d, cp)
+	if again := checkBootstrap(ctx, t, d, cp, worker); again != bootstrapped {
+		t.Errorf("the bootstrap changed by a power cycle: %+v, was %+v", again, bootstrapped)
+	}
+	discovered(ctx, t, d, stranger)
+	clock.lap("stranger held")
+	checkOffers(t, stopCapture())
+	checkLog(t, out)
+}
+
+// register tells the daemon of everything but the stranger.
+func register(t *testing.T, d *daemon, im images) {
+	t.Helper()
+	d.run(t, "image", "add", "--version", talosVersion, "--arch", "amd64", "--kernel", im.kernel, "--initramfs", im.initramfs)
+	create := []string{
+		"cluster", "create", "e2e", "--endpoint", "https://[" + controlPlaneAddr + "]:6443", "--talos-version", talosVersion,
+		"--install-disk", "/dev/vda", "--install-image", fmt.Sprintf("[%s]:%d/e2e/installer:%s", serverAddr, registryPort, talosVersion),
+	}
+	for arg := range strings.FieldsSeq(testKernelArgs) {
+		create = append(create, "--kernel-arg", arg)
+	}
+	d.run(t, create...)
+	d.run(t, "machine", "add", "cp-1", "--mac", controlPlaneMAC.String(), "--cluster", "e2e", "--role", "controlplane", "--address", controlPlaneAddr)
+	d.run(t, "machine", "add", "w-1", "--mac", workerMAC.String(), "--cluster", "e2e", "--role", "worker", "--address", workerAddr)
+}
+
+// install follows a machine to its own address, its own config and its disk.
+func install(ctx context.Context, t *testing.T, clock *stopwatch, d *daemon, v *vm) {
+	t.Helper()
+	address := map[string]string{"cp-1": controlPlaneAddr, "w-1": workerAddr}[v.name]
+	if got := mustAwait(ctx, t, v, "GUEST: address "); got != address+"/64" {
+		t.Errorf("%s: address %s, want %s/64", v.name, got, address)
+	}
+	clock.lap(v.name + ": kernel up")
+	sum := mustAwait(ctx, t, v, "GUEST: config ok sha256=")
+	if served := ask[api.Machine](t, d, "machine", "show", v.name).Facts.ConfigHash; sum != served {
+		t.Errorf("%s: got the config %s, and the daemon served %s", v.name, sum, served)
+	}
+	mustAwait(ctx, t, v, "GUEST: installed")
+	clock.lap(v.name + ": installed")
+}
+
+func reachReady(ctx context.Context, t *testing.T, clock *stopwatch, v *vm) {
+	t.Helper()
+	mustAwait(ctx, t, v, "GUEST: api up")
+	clock.lap(v.name + ": API up")
+	mustAwait(ctx, t, v, "GUEST: ready")
+	clock.lap(v.name + ": ready")
+}
+
+// checkInstalled waits for the daemon's view of a machine that came up, and
+// looks at the boot it recorded.
+func checkInstalled(ctx context.Context, t *testing.T, d *daemon, v *vm, client string) {
+	t.Helper()
+	m := awaitPhase(ctx, t, d, v.name, "ready")
+	if m.Plan.Action != "disk" {
+		t.Errorf("%s: plan %s (%s), want disk", v.name, m.Plan.Action, m.Plan.Reason)
+	}
+	boots := ask[[]api.Boot](t, d, "machine", "boots", v.name)
+	if len(boots) != 1 {
+		t.Fatalf("%s: %d boots, want 1: %+v", v.name, len(boots), boots)
+	}
+	b := boots[0]
+	var steps []string
+	for _, s := range b.Steps {
+		steps = append(steps, s.Step)
+		t.Logf("%s: boot %d: %-9s +%.1f s", v.name, b.Number, s.Step, s.Seconds)
+	}
+	want := []string{"offered", "loader", "script", "kernel", "initramfs", "config", "api", "ready"}
+	if !slices.Equal(steps, want) {
+		t.Errorf("%s: steps %v, want %v", v.name, steps, want)
+	}
+	if reports := d.run(t, "events", "--machine", v.name, "--kind", "reported", "-o", "json"); len(reports) == 0 {
+		t.Errorf("%s: nothing came by its event stream", v.name)
+	}
+	if b.Client != client || b.Plan != "install" || b.MAC != v.mac.String() || b.ConfigFetches != 1 {
+		t.Errorf("%s: boot by %s of %s with plan %s and %d config fetches, want %s, %s, install, 1", v.name, b.Client, b.MAC, b.Plan, b.ConfigFetches, client, v.mac)
+	}
+}
+
+// checkBootstrap wants the cluster bootstrapped by one call that one node took.
+// Calls before it may have been declined: "bootstrap is not available yet".
+func checkBootstrap(ctx context.Context, t *testing.T, d *daemon, nodes ...*vm) api.Bootstrap {
+	t.Helper()
+	var c api.Cluster
+	must(t, poll(ctx, "the bootstrap", func() (bool, string) {
+		c = ask[api.Cluster](t, d, "cluster", "show", "e2e")
+		return c.Bootstrap.State == "done", fmt.Sprintf("%+v", c.Bootstrap)
+	}))
+	if c.Bootstrap.Machine != "cp-1" {
+		t.Errorf("bootstrap of %s, want cp-1", c.Bootstrap.Machine)
+	}
+	accepted := 0
+	for _, v := range nodes {
+		for start := range v.starts {
+			accepted += strings.Count(v.consoleOf(start+1), "GUEST: bootstrapped")
+		}
+	}
+	if accepted != 1 {
+		t.Errorf("the nodes accepted %d Bootstrap calls, want 1", accepted)
+	}
+	return c.Bootstrap
+}
+
+// powerCycled follows an installed machine whose firmware tries the network
+// first: it must come up from its disk, and be told nothing else.
+func powerCycled(ctx context.Context, t *testing.T, clock *stopwatch, d *daemon, v *vm) {
+	t.Helper()
+	before := ask[api.Machine](t, d, "machine", "show", v.name)
+	mustAwait(ctx, t, v, "GUEST: booted from disk")
+	clock.lap(v.name + ": power cycle: disk's kernel up")
+	if sum := mustAwait(ctx, t, v, "GUEST: config ok sha256="); sum != before.Facts.ConfigHash {
+		t.Errorf("%s: the disk holds the config %s, and the daemon served %s", v.name, sum, before.Facts.ConfigHash)
+	}
+	mustAwait(ctx, t, v, "GUEST: api up")
+	mustAwait(ctx, t, v, "GUEST: ready")
+	clock.lap(v.name + ": power cycle: ready")
+	m := awaitPhase(ctx, t, d, v.name, "ready")
+	boots := ask[[]api.Boot](t, d, "machine", "boots", v.name)
+	if len(boots) != 2 {
+		t.Fatalf("%s: %d boots after a power cycle, want 2: %+v", v.name, len(boots), boots)
+	}
+	if b := boots[0]; b.Plan != "disk" || b.ConfigFetches != 0 || b.Client != "pxe" {
+		t.Errorf("%s: boot by %s with plan %s and %d config fetches, want pxe, disk, 0", v.name, b.Client, b.Plan, b.ConfigFetches)
+	}
+	if m.Facts.Installs != before.Facts.Installs {
+		t.Errorf("%s: install orders %+v after a power cycle, were %+v", v.name, m.Facts.Installs, before.Facts.Installs)
+	}
+	if strings.Contains(v.console(), "GUEST: installed") {
+		t.Errorf("%s installed again", v.name)
+	}
+}
+
+// discovered waits until the daemon lists a machine that nobody registered.
+func discovered(ctx context.Context, t *testing.T, d *daemon, v *vm) {
+	t.Helper()
+	must(t, poll(ctx, "the stranger among the discovered", func() (bool, string) {
+		list := ask[[]api.Stranger](t, d, "discovered")
+		return slices.ContainsFunc(list, func(s api.Stranger) bool {
+			return s.MAC == v.mac.String() && s.Client == "pxe" && s.Arch == "amd64"
+		}), fmt.Sprintf("%+v", list)
+	}))
+}
+
+// checkOffers reads the recorded DHCPv6 with a decoder that is not ours: every
+// NIC was given an address, and the registered ones alone a boot URL (option 59).
+func checkOffers(t *testing.T, file string) {
+	t.Helper()
+	packets := func(mac net.HardwareAddr, filter string) int {
+		filter = fmt.Sprintf("eth.dst == %s && dhcpv6 && %s", mac, filter)
+		return strings.Count(command(t, "tshark", "-n", "-r", file, "-T", "fields", "-e", "frame.number", "-Y", filter), "\n")
+	}
+	for _, tt := range []struct {
+		mac net.HardwareAddr
+		url bool
+	}{{controlPlaneMAC, true}, {workerMAC, true}, {strangerMAC, false}} {
+		if packets(tt.mac, "dhcpv6.iaaddr.ip") == 0 {
+			t.Errorf("%s was offered no address", tt.mac)
+		}
+		if n := packets(tt.mac, "dhcpv6.option.type == 59"); (n > 0) != tt.url {
+			t.Errorf("%s was offered a boot URL in %d packets, want some: %v", tt.mac, n, tt.url)
+		}
+	}
+}
+
+// checkLog looks for config URLs, whose last part is a secret of one boot.
+func checkLog(t *testing.T, out string) {
+	t.Helper()
+	log, err := os.ReadFile(filepath.Join(out, "daemon.log"))
+	must(t, err)
+	if found := regexp.MustCompile(`/config/[0-9a-f:%A-F]+/[A-Za-z0-9_-]{8,}`).FindAll(log, -1); len(found) > 0 {
+		t.Errorf("the daemon's log holds %d config URLs with their tokens", len(found))
+	}
+}
+
+func awaitPhase(ctx context.Context, t *testing.T, d *daemon, name, phase string) (m api.Machine) {
+	t.Helper()
+	must(t, poll(ctx, name+" in phase "+phase, func() (bool, string) {
+		m = ask[api.Machine](t, d, "machine", "show", name)
+		return m.Phase.Phase == phase, fmt.Sprintf("%+v, %+v", m.Phase, m.Facts)
+	}))
+	return m
+}
+
+func mustAwait(ctx context.Context, t *testing.T, v *vm, text string) string {
+	t.Helper()
+	rest, err := v.await(ctx, text)
+	must(t, err)
+	return rest
+}
+
+// checkNeeds fails with everything that is missing, so that one look is enough.
+func checkNeeds(t *testing.T) {
+	t.Helper()
+	var missing []string
+	if os.Geteuid() != 0 {
+		missing = append(missing, "root, to make network namespaces")
+	}
+	for _, p := range []struct{ program, in string }{
+		{"qemu-system-x86_64", "qemu-system-x86"}, {"ip", "iproute2"}, {"dumpcap", "wireshark-common"}, {"tshark", "tshark"},
+		{"mformat", "mtools"}, {"objcopy", "binutils"}, {"cpio", "cpio"}, {"apt-get", "apt"}, {"dpkg", "dpkg"},
+	} {
+		if _, err := exec.LookPath(p.program); err != nil {
+			missing = append(missing, fmt.Sprintf("%s (Debian package %s)", p.program, p.in))
+		}
+	}
+	for _, f := range []struct{ file, in string }{
+		{ovmfCode, "ovmf"}, {ovmfVars, "ovmf"}, {"/usr/lib/ipxe/snponly.efi", "ipxe"}, {"/dev/net/tun", "of the kernel: tun"},
+	} {
+		if _, err := os.Stat(f.file); err != nil {
+			missing = append(missing, fmt.Sprintf("%s (Debian package %s)", f.file, f.in))
+		}
+	}
+	if len(missing) > 0 {
+		t.Fatalf("this test cannot run here. Missing:\n  %s", strings.Join(missing, "\n  "))
+	}
+}
+
+// stopwatch logs when the test came to a point.
+type stopwatch struct {
+	t     *testing.T
+	start time.Time
+}
+
+func (s *stopwatch) lap(what string) {
+	s.t.Helper()
+	s.t.Logf("%6.1f s  %s", time.Since(s.start).Seconds(), what)
+}
+
+// deadline is a context that ends after d, with the test, or when the test is
+// told to stop: then, too, nothing must be left behind.
+func deadline(t *testing.T, d time.Duration) context.Context {
+	stoppable, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
+	t.Cleanup(stop)
+	ctx, cancel := context.WithTimeoutCause(stoppable, d, fmt.Errorf("not within %v", d))
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// escapes are the control sequences that firmware draws its screen with.
+var escapes = regexp.MustCompile(`\x1b\[[0-9;=?]*[A-Za-z]`)
+
+// printTails shows the ends of all logs.
+func printTails(t *testing.T, out string) {
+	const lines = 40
+	files, _ := filepath.Glob(filepath.Join(out, "*"))
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil || strings.HasSuffix(f, ".pcapng") || len(text) == 0 {
+			continue
+		}
+		all := slices.DeleteFunc(strings.FieldsFunc(escapes.ReplaceAllString(string(text), "\n"), func(r rune) bool { return r == '\n' || r == '\r' }),
+			func(line string) bool { return strings.TrimSpace(line) == "" })
+		t.Logf("---- the end of %s\n%s", f, strings.Join(all[max(0, len(all)-lines):], "\n"))
+	}
+}

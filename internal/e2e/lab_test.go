@@ -1,0 +1,162 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The addresses of the one network segment.
+var (
+	prefix     = netip.MustParsePrefix("fd00:7a10:e2e::/64")
+	serverAddr = netip.MustParseAddr("fd00:7a10:e2e::1")
+)
+
+// registryPort is where the installer's image comes from.
+const registryPort = 5000
+
+// bridge is the segment, and the daemon's interface on it.
+const bridge = "rack0"
+
+// lab is a network namespace with one bridge: the rack. Nothing in it has an
+// IPv4 address, and nothing leads out of it.
+type lab struct {
+	namespace string
+	dir       string // temporary files
+	out       string // logs, kept when the test fails
+	taps      int
+}
+
+// newLab makes the namespace and removes it at the end of the test.
+func newLab(t *testing.T, out string) *lab {
+	t.Helper()
+	l := &lab{namespace: fmt.Sprintf("provisiond-e2e-%d", os.Getpid()), dir: t.TempDir(), out: out}
+	command(t, "ip", "netns", "add", l.namespace)
+	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", l.namespace).Run() })
+	// A port of its own gives the bridge a carrier before the first machine is on.
+	for _, args := range []string{
+		"link set lo up",
+		"link add " + bridge + " address 52:54:00:e2:00:fe type bridge mcast_snooping 0 stp_state 0 forward_delay 0",
+		"link add port0 type veth peer name port1",
+		"link set port1 up",
+		"link set port0 master " + bridge + " up",
+		"link set " + bridge + " up",
+		fmt.Sprintf("address add %s/%d dev %s nodad", serverAddr, prefix.Bits(), bridge),
+	} {
+		l.ip(t, args)
+	}
+	// The daemon binds to the link-local address too, once it is there.
+	must(t, poll(deadline(t, time.Minute), "the bridge's link-local address", func() (bool, string) {
+		addresses := l.ip(t, "-6 -oneline address show dev "+bridge)
+		return strings.Contains(addresses, "fe80::") && !strings.Contains(addresses, "tentative"), addresses
+	}))
+	return l
+}
+
+// ip runs the command of that name on the namespace.
+func (l *lab) ip(t *testing.T, args string) string {
+	t.Helper()
+	return command(t, "ip", append([]string{"-n", l.namespace}, strings.Fields(args)...)...)
+}
+
+// newTap makes a port for a machine.
+func (l *lab) newTap(t *testing.T) string {
+	t.Helper()
+	l.taps++
+	name := fmt.Sprintf("tap%d", l.taps)
+	l.ip(t, "tuntap add "+name+" mode tap")
+	l.ip(t, "link set "+name+" master "+bridge+" up")
+	return name
+}
+
+// command is a program that will run in the namespace. ip executes it in its
+// own place, so its process is the program's.
+func (l *lab) command(name string, args ...string) *exec.Cmd {
+	return exec.Command("ip", append([]string{"netns", "exec", l.namespace, name}, args...)...)
+}
+
+// capture records the heads of all packets on the bridge. stop ends it and
+// returns the file; it is called at the end of the test in any case.
+func (l *lab) capture(t *testing.T) (stop func() string) {
+	t.Helper()
+	file := filepath.Join(l.out, "rack.pcapng")
+	cmd := l.command("dumpcap", "-q", "-i", bridge, "-s", "512", "-w", file)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	must(t, cmd.Start())
+	stop = sync.OnceValue(func() string {
+		_ = cmd.Process.Signal(os.Interrupt) // it writes what it holds; Wait tells if it had ended
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("dumpcap: %v\n%s", err, stderr.String())
+		}
+		return file
+	})
+	t.Cleanup(func() { stop() })
+	return stop
+}
+
+// serveRegistry answers every request with the installer's image.
+func (l *lab) serveRegistry(t *testing.T, image string) {
+	t.Helper()
+	type result struct {
+		ln  net.Listener
+		err error
+	}
+	opened := make(chan result)
+	go func() {
+		// Never unlocked: the thread has another network and ends with us.
+		runtime.LockOSThread()
+		ln, err := func() (net.Listener, error) {
+			ns, err := os.Open("/run/netns/" + l.namespace)
+			if err != nil {
+				return nil, err
+			}
+			defer func() { _ = ns.Close() }()
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return nil, err
+			}
+			return net.Listen("tcp", netip.AddrPortFrom(serverAddr, registryPort).String())
+		}()
+		opened <- result{ln, err}
+	}()
+	r := <-opened
+	must(t, r.err)
+	server := &http.Server{
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, image) }),
+		ReadHeaderTimeout: 10 * time.Second,
+	}
+	stopped := make(chan struct{})
+	go func() { _ = server.Serve(r.ln); close(stopped) }()
+	t.Cleanup(func() { _ = server.Close(); <-stopped })
+}
+
+// poll asks until it is told yes. The last answer is in the error.
+func poll(ctx context.Context, what string, ask func() (done bool, state string)) error {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		done, state := ask()
+		if done {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s: %w; last seen: %s", what, context.Cause(ctx), state)
+		}
+	}
+}
