@@ -98,7 +98,7 @@ func TestLogIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close() //nolint:errcheck // a test
+	defer s.Close()
 	for i := range 35 {
 		commit(t, s, fmt.Sprint("m", i), "x")
 	}

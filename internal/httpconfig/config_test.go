@@ -59,7 +59,7 @@ func TestConfig(t *testing.T) {
 			if c.spoil != nil {
 				c.spoil(r)
 			}
-			w := r.ask("GET", c.path, c.peer)
+			w := r.ask(http.MethodGet, c.path, c.peer)
 			if w.Code != c.status {
 				t.Fatalf("status %d, want %d; log %s", w.Code, c.status, r.log)
 			}
@@ -110,7 +110,7 @@ func TestConfigRecordsFirst(t *testing.T) {
 			t.Error("the answer began before it was recorded")
 		}
 	}
-	req := httptest.NewRequest("GET", configPath+token, nil)
+	req := httptest.NewRequest(http.MethodGet, configPath+token, nil)
 	req.RemoteAddr = "[2001:db8::11]:1"
 	r.Handler().ServeHTTP(w, req)
 	if w.Code != 200 || len(r.keeper.recorded()) != 1 {
@@ -155,13 +155,13 @@ func TestConfigWaits(t *testing.T) {
 				r.boots(bootNow(7, token))
 				r.keeper.change(func(*inventory.View) { c.spoil(r) })
 				begin := time.Now()
-				w := r.ask("GET", configPath+token, leased)
+				w := r.ask(http.MethodGet, configPath+token, leased)
 				if took := time.Since(begin); w.Code != http.StatusNoContent || took != 150*time.Second || w.Body.Len() != 0 {
 					t.Errorf("never mended: %d %q after %v, want 204 after 150 s", w.Code, w.Body, took)
 				}
 
 				done := make(chan *httptest.ResponseRecorder)
-				go func() { done <- r.ask("GET", configPath+token, leased) }()
+				go func() { done <- r.ask(http.MethodGet, configPath+token, leased) }()
 				time.Sleep(40 * time.Second)
 				r.keeper.change(func(*inventory.View) {}) // of something else
 				time.Sleep(100 * time.Millisecond)
@@ -189,7 +189,7 @@ func TestConfigWaitsForStoreWithoutWake(t *testing.T) {
 		r.boots(bootNow(7, token))
 		r.keeper.viewErr = errors.New("gone")
 		done := make(chan *httptest.ResponseRecorder)
-		go func() { done <- r.ask("GET", configPath+token, stable) }()
+		go func() { done <- r.ask(http.MethodGet, configPath+token, stable) }()
 		synctest.Wait()
 		r.keeper.mu.Lock()
 		r.keeper.viewErr = nil
@@ -208,7 +208,7 @@ func TestConfigRefusedWhileWaiting(t *testing.T) {
 		r.configs.fail(errors.New("no disk"))
 		begin := time.Now()
 		done := make(chan *httptest.ResponseRecorder)
-		go func() { done <- r.ask("GET", configPath+token, stable) }()
+		go func() { done <- r.ask(http.MethodGet, configPath+token, stable) }()
 		synctest.Wait()
 		r.keeper.change(func(v *inventory.View) { v.Machine = nil })
 		if w := <-done; w.Code != http.StatusNotFound || time.Since(begin) > 2*settle {
@@ -225,7 +225,7 @@ func TestConfigWaitIsCheap(t *testing.T) {
 		r.boots(bootNow(7, token))
 		r.configs.fail(errors.New("no disk"))
 		done := make(chan *httptest.ResponseRecorder)
-		go func() { done <- r.ask("GET", configPath+token, stable) }()
+		go func() { done <- r.ask(http.MethodGet, configPath+token, stable) }()
 		for range 10_000 { // 100 commits a second, for 100 s
 			time.Sleep(10 * time.Millisecond)
 			r.keeper.change(func(*inventory.View) {})
@@ -247,7 +247,7 @@ func TestConfigWaitsAreBounded(t *testing.T) {
 		begin := time.Now()
 		for range 3 {
 			go func() {
-				r.ask("GET", configPath+token, stable)
+				r.ask(http.MethodGet, configPath+token, stable)
 				done <- time.Since(begin)
 			}()
 		}
@@ -281,7 +281,7 @@ func FuzzPaths(f *testing.F) {
 	h := zerolog.Nop()
 	r.Server.log, r.Server.junk = h, h
 	f.Fuzz(func(t *testing.T, path string) {
-		req, err := http.NewRequest("GET", "http://x/", nil)
+		req, err := http.NewRequest(http.MethodGet, "http://x/", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -130,7 +130,7 @@ func TestPieces(t *testing.T) {
 	r.keeper.view.Image = &image
 	base := r.serve(t)
 	for rng, want := range map[string][]byte{"": big, "bytes=5-": big[5:], "bytes=-10": big[len(big)-10:]} {
-		req, err := http.NewRequestWithContext(t.Context(), "GET", base+imagePath+"kernel", nil)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+imagePath+"kernel", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

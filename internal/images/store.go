@@ -257,7 +257,7 @@ func identify(f *os.File) (identity, error) {
 	if !ok || !info.Mode().IsRegular() {
 		return identity{}, fmt.Errorf("%w: not a regular file", ErrCorrupt)
 	}
-	return identity{size: st.Size, dev: uint64(st.Dev), inode: st.Ino, mtime: st.Mtim, ctime: st.Ctim}, nil
+	return identity{size: st.Size, dev: st.Dev, inode: st.Ino, mtime: st.Mtim, ctime: st.Ctim}, nil
 }
 
 func syncDir(dir string) error {

@@ -85,7 +85,7 @@ func TestFabricRefuses(t *testing.T) {
 	f := NewFabric()
 	a := netip.MustParseAddr("fd00::1")
 	one, two := f.NewHost("one"), f.NewHost("two")
-	if !one.Claim(a) || !one.Claim(a) || two.Claim(a) {
+	if !one.Claim(a) || two.Claim(a) || !one.Claim(a) {
 		t.Error("an address belongs to one host")
 	}
 	if _, err := f.DialContext(t.Context(), "tcp", "[fd00::1]:1"); !errors.Is(err, syscall.ECONNREFUSED) {

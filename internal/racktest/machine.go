@@ -70,7 +70,8 @@ type MachineOptions struct {
 	Fabric *Fabric
 	Peers  Peers
 	Timing Timing
-	// OnStep is called before each step. An error cuts the power.
+	// OnStep is called before each step, one call at a time. An error cuts the
+	// power; calling [Machine.PowerOff] in it would wait for itself.
 	OnStep func(Step) error
 }
 
@@ -94,6 +95,8 @@ type Machine struct {
 	disk     *Disk
 	timeline Timeline
 	llt      dhcpv6.DUID // in NVRAM, for firmware without a UUID
+
+	stepping sync.Mutex // one OnStep at a time
 
 	mu       sync.Mutex
 	power    *boot
@@ -294,6 +297,11 @@ func (m *Machine) off(b *boot) {
 
 // step notes a step that is about to be taken, and asks the hook.
 func (b *boot) step(s Step, format string, args ...any) error {
+	b.stepping.Lock()
+	defer b.stepping.Unlock()
+	if b.ctx.Err() != nil {
+		return context.Cause(b.ctx)
+	}
 	b.timeline.add(s, format, args...)
 	if b.opts.OnStep != nil {
 		if err := b.opts.OnStep(s); err != nil {

@@ -240,9 +240,9 @@ func checkText(text []byte) error {
 		if len(doc.Content) != 1 {
 			continue
 		}
-		root, at := doc.Content[0], ""
-		kind, name := child(root, "kind"), child(root, "name")
-		if at = kind; kind != "" && name != "" {
+		root := doc.Content[0]
+		at, name := child(root, "kind"), child(root, "name")
+		if at != "" && name != "" {
 			at += "[" + name + "]"
 		}
 		if err := checkNode(root, at); err != nil {
