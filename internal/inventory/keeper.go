@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -67,56 +68,54 @@ const maxTries = 32
 // nothing to write. An ambiguous commit is loaded and decided again: every
 // decision here is the same the second time if the first one stuck.
 func (k *Keeper) update(ctx context.Context, decide func() (Commit, error)) error {
-	return k.updateThen(ctx, decide, func(writes []Write, _ uint64) { k.views.committed(writes) })
+	_, err := k.commit(ctx, decide)
+	return err
 }
 
-// updateThen is update with what to do about the views once a commit happened,
-// with the revision it got.
-func (k *Keeper) updateThen(ctx context.Context, decide func() (Commit, error), then func(writes []Write, rev uint64)) error {
+// commit is update that also returns the revision; 0 when nothing was written.
+func (k *Keeper) commit(ctx context.Context, decide func() (Commit, error)) (uint64, error) {
 	var last error
 	for range maxTries {
 		c, err := decide()
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if len(c.Writes) == 0 && len(c.Log) == 0 {
-			return nil
+			return 0, nil
 		}
 		rev, _, err := k.store.Commit(ctx, c)
-		if err == nil {
-			then(c.Writes, rev)
-			k.watchers.wake()
-			return nil
-		}
-		// Lost against another commit, or it happened although it failed: either
-		// way what was read before is old.
-		k.views.committed(c.Writes)
 		switch {
-		case errors.Is(err, ErrConflict) || errors.Is(err, ErrAmbiguous):
-			last = err
+		case err == nil:
+			k.views.committed(c.Writes, rev)
+			k.watchers.wake()
+			return rev, nil
+		case errors.Is(err, ErrConflict):
+			k.views.conflicted(c.Writes)
+		case errors.Is(err, ErrAmbiguous):
+			k.views.committed(c.Writes, 0)
 		default:
-			return err
+			return 0, err
 		}
+		last = err
 		if err := ctx.Err(); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return fmt.Errorf("giving up after %d tries: %w", maxTries, last)
+	return 0, fmt.Errorf("giving up after %d tries: %w", maxTries, last)
 }
 
 // View returns what is known of the machine behind a NIC. For a stranger the
 // view's Machine is nil; that is no error. arch may be empty: then it is what
 // was learnt, else amd64.
 func (k *Keeper) View(ctx context.Context, mac MAC, arch Arch) (View, error) {
-	v, _, ok := k.views.get(mac, "", arch)
-	if ok {
+	if v, _, ok := k.views.get(mac, "", arch); ok {
 		return v, nil
 	}
 	name, err := k.ownerOf(ctx, mac)
 	if err != nil || name == "" {
 		return View{}, err
 	}
-	v, err = k.viewOf(ctx, name, arch)
+	v, err := k.viewOf(ctx, name, arch)
 	if errors.Is(err, ErrNotFound) { // removed between the two reads
 		return View{}, nil
 	}
@@ -196,7 +195,7 @@ func (k *Keeper) Machines(ctx context.Context, after string, limit int) ([]View,
 }
 
 func (k *Keeper) viewOf(ctx context.Context, name string, arch Arch) (View, error) {
-	v, drops, ok := k.views.get("", name, arch)
+	v, epoch, ok := k.views.get("", name, arch)
 	if ok {
 		return v, nil
 	}
@@ -204,11 +203,14 @@ func (k *Keeper) viewOf(ctx context.Context, name string, arch Arch) (View, erro
 	if err != nil {
 		return View{}, err
 	}
-	v, err = k.complete(ctx, rec, arch)
-	if err == nil && (arch == "" || arch == v.Facts.Arch) && v.Facts.Current() != nil {
-		k.views.put(v, drops)
+	if v, err = k.complete(ctx, rec, arch); err != nil {
+		return View{}, err
 	}
-	return v, err
+	v.epoch = epoch
+	if v.Facts.Current() != nil && v.imageFits() {
+		k.views.put(v)
+	}
+	return v, nil
 }
 
 // complete reads what belongs to a machine record.
@@ -280,7 +282,8 @@ func (k *Keeper) Record(ctx context.Context, e Event) (View, error) {
 		e.Token = newToken()
 	}
 	var result View
-	err := k.updateThen(ctx, func() (Commit, error) {
+	var written []byte // the facts, if they changed
+	rev, err := k.commit(ctx, func() (Commit, error) {
 		before, err := k.load(ctx, e)
 		if err != nil {
 			return Commit{}, err
@@ -292,29 +295,28 @@ func (k *Keeper) Record(ctx context.Context, e Event) (View, error) {
 		if err != nil {
 			return Commit{}, err
 		}
-		result = after
-		return changes(ctx, k.store, before, after, e)
-	}, func(writes []Write, rev uint64) {
-		if result.Machine == nil || result.Facts.Arch != archOf(result) {
-			k.views.committed(writes)
-			return
-		}
-		for _, w := range writes {
+		c, err := changes(ctx, k.store, before, after, e)
+		result, written = after, nil
+		for _, w := range c.Writes {
 			if w.Key.Bucket == BucketFacts {
-				result.Facts.Rev, result.Facts.stored = rev, w.Value
+				written = w.Value
 			}
 		}
-		k.views.advanced(writes, result)
+		return c, err
 	})
+	if err == nil && written != nil {
+		result.Facts.Rev, result.Facts.stored = rev, written
+		if result.imageFits() {
+			k.views.put(result)
+		}
+	}
 	return result, err
 }
 
-// archOf is the architecture that the view's image was looked up for.
-func archOf(v View) Arch {
-	if i := strings.LastIndexByte(v.Wanted, '/'); i >= 0 {
-		return Arch(v.Wanted[i+1:])
-	}
-	return v.Facts.Arch
+// imageFits reports whether the view's image was looked up for the architecture
+// that the machine is known to have.
+func (v *View) imageFits() bool {
+	return v.Wanted == "" || strings.HasSuffix(v.Wanted, "/"+string(cmp.Or(v.Facts.Arch, AMD64)))
 }
 
 func (k *Keeper) load(ctx context.Context, e Event) (v View, err error) {

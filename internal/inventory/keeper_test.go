@@ -506,3 +506,79 @@ func TestDeleteClusterWithMachinesIsRefused(t *testing.T) {
 		t.Errorf("its secrets changed: %v", err)
 	}
 }
+
+// TestViewsAreNeverOld: many writers and readers of few machines, and after
+// every write that returned, what is read is at least as new, from the cache as
+// from the store. Clusters and machines change meanwhile.
+func TestViewsAreNeverOld(t *testing.T) {
+	k, store := newKeeper(t)
+	mustCluster(t, k, "prod")
+	for i := range 3 {
+		m := machine(i)
+		m.Cluster = "prod"
+		mustPut(t, k, m)
+	}
+	fresh := func() *inventory.Keeper { // reads the store, remembers nothing
+		other, err := inventory.NewKeeper(t.Context(), store, inventory.KeeperConfig{Subnets: subnets()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return other
+	}
+	rng := rand.New(rand.NewPCG(11, 12))
+	var faults sync.Mutex
+	store.Each(func() storetest.Fault {
+		faults.Lock()
+		defer faults.Unlock()
+		return []storetest.Fault{storetest.None, storetest.None, storetest.None, storetest.LostButPersisted, storetest.LostNotPersisted}[rng.IntN(5)]
+	})
+	var wg sync.WaitGroup
+	for w := range 6 {
+		wg.Go(func() {
+			for i := range 60 {
+				n := (w + i) % 3
+				kind := []inventory.Kind{inventory.Solicited, inventory.ScriptServed, inventory.ConfigServed, inventory.APIAnswered}[i%4]
+				e := inventory.Event{Kind: kind, MAC: mac(n), Client: inventory.FirmwarePXE, XID: uint32(w*1000 + i), Plan: inventory.Install, Hash: fmt.Sprint(w, i), Stage: inventory.StageBooting}
+				after, err := k.Record(t.Context(), e)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				v, err := k.View(t.Context(), mac(n), "")
+				if err != nil || v.Facts.Rev < after.Facts.Rev {
+					t.Errorf("wrote revision %d and read %d, %v", after.Facts.Rev, v.Facts.Rev, err)
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for i := range 20 {
+			cl, _, err := k.Cluster(t.Context(), "prod")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			cl.KernelArgs = []string{fmt.Sprint("n=", i)}
+			stored, err := k.PutCluster(t.Context(), cl, cl.Rev)
+			if err != nil {
+				continue // an injected fault made our own commit look like somebody else's
+			}
+			if v, err := k.View(t.Context(), mac(0), ""); err != nil || v.Cluster.Rev < stored.Rev {
+				t.Errorf("changed the cluster to revision %d and read %d, %v", stored.Rev, v.Cluster.Rev, err)
+			}
+		}
+	})
+	wg.Wait()
+	store.Each(nil)
+	for i := range 3 {
+		cached, err := k.View(t.Context(), mac(i), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored, err := fresh().View(t.Context(), mac(i), "")
+		if err != nil || cached.Facts.Rev != stored.Facts.Rev || cached.Machine.Rev != stored.Machine.Rev || cached.Cluster.Rev != stored.Cluster.Rev {
+			t.Errorf("machine %d: kept revisions %d, %d, %d; stored %d, %d, %d; %v", i, cached.Facts.Rev, cached.Machine.Rev, cached.Cluster.Rev,
+				stored.Facts.Rev, stored.Machine.Rev, stored.Cluster.Rev, err)
+		}
+	}
+}

@@ -32,6 +32,8 @@ type View struct {
 	// not imported. Wanted is its id, for the reason.
 	Image  *Image
 	Wanted string
+
+	epoch uint64 // of the views it may be kept in
 }
 
 // PlanBoot is the one boot decision. DHCPv6, TFTP, the boot script and the

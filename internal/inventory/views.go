@@ -4,76 +4,91 @@ import "sync"
 
 // views keeps the views of machines that are in the middle of a boot, when each
 // step reads what the last one wrote. It may be kept because the Keeper is the
-// one writer: every commit passes through [Keeper.update], which drops what it
-// touched.
+// one writer: every commit passes through [Keeper.update], which says here what
+// it touched before it returns. So a view from here is never older than a commit
+// that returned before it was asked for.
 type views struct {
-	mu    sync.Mutex
-	drops uint64 // counts invalidations
+	mu sync.Mutex
+	// epoch moves when everything was dropped: a view that was read before may
+	// hold an old cluster or image.
+	epoch uint64
 	view  map[string]View
 	owner map[MAC]string // machine name
+	// touched is the newest commit to a machine or its facts, as far as known in
+	// this epoch. Commits come back in any order; this keeps an older one from
+	// putting its view over a newer one's.
+	touched map[string]uint64
 }
 
 // maxViews bounds the memory to some 30 MB; reaching it starts anew.
 const maxViews = 1 << 14
 
-// get returns the view of a NIC's machine, and the count to pass to put.
-func (c *views) get(mac MAC, name string, arch Arch) (v View, drops uint64, ok bool) {
+// get returns the view of a NIC's machine, or of a name, and the epoch, which a
+// view that is read instead must carry.
+func (c *views) get(mac MAC, name string, arch Arch) (v View, epoch uint64, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if name == "" {
 		name = c.owner[mac]
 	}
 	v, ok = c.view[name]
-	return v, c.drops, ok && (arch == "" || arch == v.Facts.Arch)
+	return v, c.epoch, ok && (arch == "" || arch == v.Facts.Arch)
 }
 
-// put keeps a view that was read, unless anything was dropped since get: it may
-// be older than that.
-func (c *views) put(v View, drops uint64) {
+// put keeps a view, unless it may be old.
+func (c *views) put(v View) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.drops == drops {
-		c.keep(v)
+	name := v.Machine.Name
+	if v.epoch != c.epoch || max(v.Machine.Rev, v.Facts.Rev) < c.touched[name] {
+		return
 	}
-}
-
-func (c *views) keep(v View) {
-	v.Bootstrap = nil
 	if c.view == nil || len(c.view) >= maxViews {
-		c.view, c.owner = map[string]View{}, map[MAC]string{}
+		c.reset()
+		v.epoch = c.epoch // nothing was dropped for being old
 	}
-	c.view[v.Machine.Name] = v
+	v.Bootstrap = nil
+	c.view[name] = v
 	for _, mac := range v.Machine.MACs {
-		c.owner[mac] = v.Machine.Name
+		c.owner[mac] = name
 	}
 }
 
-// committed drops what a commit may have changed.
-func (c *views) committed(writes []Write) {
+// committed drops what a commit changed. rev 0: it is not known whether the
+// commit happened.
+func (c *views) committed(writes []Write, rev uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.drop(writes)
-}
-
-// advanced is committed for a commit that happened and changed one machine's
-// facts: what they are now is known.
-func (c *views) advanced(writes []Write, v View) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.drop(writes)
-	c.keep(v)
-}
-
-func (c *views) drop(writes []Write) {
-	c.drops++
+	if rev == 0 {
+		c.reset()
+		return
+	}
 	for _, w := range writes {
 		switch w.Key.Bucket {
 		case BucketMachines, BucketFacts:
 			delete(c.view, w.Key.ID)
+			if c.touched == nil || len(c.touched) >= 4*maxViews {
+				c.reset()
+			}
+			c.touched[w.Key.ID] = max(c.touched[w.Key.ID], rev)
 		case BucketMACs:
 			delete(c.owner, MAC(w.Key.ID))
 		case BucketClusters, BucketImages:
-			clear(c.view)
+			c.reset()
 		}
 	}
+}
+
+// conflicted drops a view that lost a race: it was old.
+func (c *views) conflicted(writes []Write) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range writes {
+		delete(c.view, w.Key.ID)
+	}
+}
+
+func (c *views) reset() {
+	c.epoch++
+	c.view, c.owner, c.touched = map[string]View{}, map[MAC]string{}, map[string]uint64{}
 }
