@@ -71,7 +71,7 @@ func restoreCommand() *cobra.Command {
 		Use:   "restore BACKUP",
 		Short: "Put a backup in place of the database; the daemon must be stopped",
 		Long: "Put a backup in place of the database. The backup is checked page by page first, and the\n" +
-			"database it replaces is kept beside it with the suffix .before-restore.",
+			"database it replaces is kept beside it.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := readConfig(path)
@@ -79,10 +79,14 @@ func restoreCommand() *cobra.Command {
 				return err
 			}
 			db := filepath.Join(cfg.Data, daemon.DatabaseFile)
-			if err := boltstore.Restore(db, args[0]); err != nil {
+			kept, err := boltstore.Restore(db, args[0])
+			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "restored %s; the former database is %s.before-restore\n", db, db)
+			if kept != "" {
+				fmt.Fprintf(cmd.OutOrStdout(), "the former database is kept as %s\n", kept)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "restored %s\n", db)
 			return nil
 		},
 	}

@@ -52,6 +52,7 @@ type Store struct {
 	mu      sync.Mutex
 	queue   []*request
 	writing bool
+	writers sync.WaitGroup
 }
 
 type request struct {
@@ -99,11 +100,13 @@ func (s *Store) prepare(path string) error {
 	err := s.db.View(func(tx *bbolt.Tx) error {
 		if b := tx.Bucket(bucketStore); b != nil {
 			schema = number(b.Get(keySchema))
+		} else if k, _ := tx.Cursor().First(); k != nil {
+			return errors.New("it is the database of another program")
 		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("reading database %s: %w", path, err)
+		return fmt.Errorf("database %s: %w", path, err)
 	}
 	if schema > SchemaVersion {
 		return fmt.Errorf("database %s has schema %d and this provisiond knows only %d: run the newer provisiond, or restore a backup made by this one", path, schema, SchemaVersion)
@@ -184,20 +187,18 @@ func (s *Store) Commit(ctx context.Context, c inventory.Commit) (rev, logID uint
 	r := &request{commit: c, done: make(chan struct{})}
 	s.mu.Lock()
 	s.queue = append(s.queue, r)
-	lead := !s.writing
-	s.writing = true
-	s.mu.Unlock()
-	if lead {
-		s.drain()
+	if !s.writing {
+		s.writing = true
+		s.writers.Go(s.drain)
 	}
+	s.mu.Unlock()
 	// Once queued it will be tried, whatever becomes of ctx: returning early
 	// would leave the caller guessing.
 	<-r.done
 	return r.rev, r.logID, r.err
 }
 
-// drain writes what is queued, batch after batch, until nothing is left. It
-// runs in the goroutine of whoever found the store idle.
+// drain writes what is queued, batch after batch, until nothing is left.
 func (s *Store) drain() {
 	for {
 		s.mu.Lock()
@@ -325,51 +326,71 @@ func (s *Store) Backup(_ context.Context, w io.Writer) error {
 	})
 }
 
-// Close implements inventory.Store.
-func (s *Store) Close() error { return s.db.Close() }
+// Close implements inventory.Store. It waits for commits under way.
+func (s *Store) Close() error {
+	s.writers.Wait()
+	return s.db.Close()
+}
 
 // Restore puts the backup at from in place of the database at path, which must
-// not be in use. The backup is opened and checked first, page by page; the
-// database it replaces is kept beside it with the suffix .before-restore.
-func Restore(path, from string) error {
+// not be in use. The backup is checked first, page by page, and must be a
+// provisiond database of this schema. The database it replaces is kept; its new
+// name is returned, empty if there was none. After a crash in the middle, either
+// the old or the restored database is at path.
+func Restore(path, from string) (kept string, err error) {
 	tmp := path + ".restoring"
 	if err := copyFile(tmp, from); err != nil {
-		return fmt.Errorf("reading backup %s: %w", from, full(err))
+		return "", fmt.Errorf("reading backup %s: %w", from, full(err))
 	}
 	defer func() { _ = os.Remove(tmp) }() // gone already when all went well
 	if err := verify(tmp); err != nil {
-		return fmt.Errorf("backup %s: %w", from, err)
+		return "", fmt.Errorf("backup %s: %w", from, err)
 	}
 	if _, err := os.Stat(path); err == nil {
 		current, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
 		if errors.Is(err, bolterrors.ErrTimeout) {
-			return fmt.Errorf("database %s is in use: stop provisiond first", path)
+			return "", fmt.Errorf("database %s is in use: stop provisiond first", path)
 		}
 		if err == nil {
 			if err := current.Close(); err != nil {
-				return err
+				return "", err
 			}
 		}
-		if err := os.Rename(path, path+".before-restore"); err != nil {
-			return err
+		kept = path + ".before-restore-" + time.Now().UTC().Format("20060102T150405Z")
+		if err := os.Link(path, kept); err != nil {
+			return "", fmt.Errorf("keeping the present database: %w", err)
 		}
 	}
 	if err := os.Rename(tmp, path); err != nil {
-		return err
+		return "", err
 	}
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
-		return err
+		return "", err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return kept, errors.Join(dir.Sync(), dir.Close())
 }
 
+// verify checks a file that is claimed to be a backup, without changing it:
+// opening it as a store would make a database of an empty file.
 func verify(path string) error {
-	s, err := Open(path, Options{})
-	if err != nil {
+	if info, err := os.Stat(path); err != nil {
 		return err
+	} else if info.Size() == 0 {
+		return errors.New("the file is empty")
 	}
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		return fmt.Errorf("not a provisiond database, or damaged: %w", err)
+	}
+	err = db.View(func(tx *bbolt.Tx) error {
+		store := tx.Bucket(bucketStore)
+		if store == nil {
+			return errors.New("not a provisiond database")
+		}
+		if schema := number(store.Get(keySchema)); schema != SchemaVersion {
+			return fmt.Errorf("it has schema %d and this provisiond needs %d", schema, SchemaVersion)
+		}
 		var first error
 		for err := range tx.Check() {
 			if first == nil {
@@ -378,7 +399,7 @@ func verify(path string) error {
 		}
 		return first
 	})
-	return errors.Join(err, s.Close())
+	return errors.Join(err, db.Close())
 }
 
 func copyFile(to, from string) error {

@@ -124,13 +124,14 @@ func TestBackupAndRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	commit(t, s, "a", "after")
-	if err := boltstore.Restore(filepath.Join(dir, "db"), copied); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := boltstore.Restore(filepath.Join(dir, "db"), copied); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Fatalf("restoring under a running daemon: %v", err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := boltstore.Restore(filepath.Join(dir, "db"), copied); err != nil {
+	kept, err := boltstore.Restore(filepath.Join(dir, "db"), copied)
+	if err != nil {
 		t.Fatal(err)
 	}
 	s = open(t, dir)
@@ -138,27 +139,49 @@ func TestBackupAndRestore(t *testing.T) {
 	if err != nil || string(rec.Value) != "before" {
 		t.Fatalf("restored record is %q, %v", rec.Value, err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "db.before-restore")); err != nil {
+	if _, err := os.Stat(kept); err != nil {
 		t.Fatalf("the replaced database is gone: %v", err)
 	}
 }
 
-func TestRestoreRefusesDamage(t *testing.T) {
-	dir := t.TempDir()
-	s := open(t, dir)
-	commit(t, s, "a", "kept")
-	if err := s.Close(); err != nil {
+func TestRestoreRefuses(t *testing.T) {
+	foreign := filepath.Join(t.TempDir(), "foreign")
+	db, err := bbolt.Open(foreign, 0o600, nil)
+	if err != nil {
 		t.Fatal(err)
 	}
-	bad := filepath.Join(dir, "bad")
-	if err := os.WriteFile(bad, bytes.Repeat([]byte{7}, 1<<16), 0o600); err != nil {
+	if err := db.Update(func(tx *bbolt.Tx) error { _, err := tx.CreateBucket([]byte("key")); return err }); err != nil {
 		t.Fatal(err)
 	}
-	if err := boltstore.Restore(filepath.Join(dir, "db"), bad); err == nil {
-		t.Fatal("a damaged backup was restored")
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
 	}
-	s = open(t, dir)
-	if _, err := s.Get(t.Context(), inventory.Key{Bucket: inventory.BucketMachines, ID: "a"}); err != nil {
-		t.Fatalf("the database was lost: %v", err)
+	other, err := os.ReadFile(foreign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := boltstore.Open(foreign, boltstore.Options{}); err == nil || !strings.Contains(err.Error(), "another program") {
+		t.Errorf("opening the database of another program: %v", err)
+	}
+	for name, content := range map[string][]byte{"junk": bytes.Repeat([]byte{7}, 1<<16), "empty": nil, "foreign": other} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, dir)
+			commit(t, s, "a", "kept")
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			bad := filepath.Join(dir, "bad")
+			if err := os.WriteFile(bad, content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := boltstore.Restore(filepath.Join(dir, "db"), bad); err == nil {
+				t.Fatal("it was restored")
+			}
+			s = open(t, dir)
+			if _, err := s.Get(t.Context(), inventory.Key{Bucket: inventory.BucketMachines, ID: "a"}); err != nil {
+				t.Fatalf("the database was lost: %v", err)
+			}
+		})
 	}
 }

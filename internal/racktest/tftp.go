@@ -37,6 +37,10 @@ type tftpClient struct {
 	timeout time.Duration
 	tries   int
 	net     *Net
+	// probe is the port of the size probe. It is held until the file is read: the
+	// server answers the abort with an error of its own, which must not reach a
+	// transfer that happens to get the same port.
+	probe net.PacketConn
 }
 
 // transfer is one RRQ and what follows, on a port of its own.
@@ -56,7 +60,7 @@ func (c *tftpClient) size(ctx context.Context, name string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer t.conn.Close()
+	c.probe = t.conn
 	t.write(append([]byte{0, tftpERROR, 0, 8}, "User aborted the transfer\x00"...))
 	size, ok := t.options["tsize"]
 	if first != nil || !ok || size <= 0 {
@@ -72,6 +76,9 @@ func (c *tftpClient) read(ctx context.Context, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer t.conn.Close()
+	if c.probe != nil {
+		defer c.probe.Close()
+	}
 	block, window := 512, 1
 	if v, ok := t.options["blksize"]; ok {
 		block = v
