@@ -247,7 +247,7 @@ func eventOf(e inventory.Event) api.Event {
 		ID: e.ID, Time: e.Time, Kind: string(e.Kind), MAC: string(e.MAC), Machine: e.Machine, Cluster: e.Cluster,
 		Boot: e.Boot, Message: e.Message, Client: string(e.Client), Arch: string(e.Arch), Source: string(e.Source),
 		UUID: e.UUID, Serial: e.Serial, Peer: text(e.Peer), Relay: text(e.Relay), Subnet: e.Subnet, Plan: string(e.Plan),
-		Hash: e.Hash, Stage: string(e.Stage), Ready: e.Ready, Error: e.Error, EtcdSeen: e.EtcdSeen,
+		Hash: e.Hash, Stage: string(e.Stage), Ready: e.Ready, Error: e.Error,
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -73,16 +74,18 @@ func Open(path string, opts Options) (*Store, error) {
 	if opts.LogEntries == 0 {
 		opts.LogEntries = 100_000
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
-		Timeout:        opts.LockWait,
-		FreelistType:   bbolt.FreelistMapType,
-		NoFreelistSync: true,
-		NoSync:         opts.NoSync,
+	if info, err := os.Stat(path); err == nil && info.Size() == 0 {
+		return nil, fmt.Errorf("database %s is empty: restore a backup with provisiond restore, or remove the file to begin anew", path)
+	}
+	db, err := openBolt(path, &bbolt.Options{
+		Timeout:      opts.LockWait,
+		FreelistType: bbolt.FreelistMapType,
+		NoSync:       opts.NoSync,
 	})
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("database %s is locked: another provisiond runs on it; stop that one first", path)
-	case errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrVersionMismatch) || errors.Is(err, bolterrors.ErrChecksum):
+	case errors.Is(err, errDamaged):
 		return nil, fmt.Errorf("database %s is not a provisiond database or is damaged (%w); restore a backup with: provisiond restore", path, err)
 	case err != nil:
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
@@ -95,9 +98,42 @@ func Open(path string, opts Options) (*Store, error) {
 	return s, nil
 }
 
+var errDamaged = errors.New("damaged")
+
+// view is a read transaction. A damaged page that it comes upon is an error,
+// not the end of the daemon.
+func (s *Store) view(f func(*bbolt.Tx) error) error {
+	return guarded(func() error { return s.db.View(f) })
+}
+
+// openBolt opens a bbolt file. Where the library panics over a damaged page, or
+// a fault in the mapped file of a truncated one would end the process, it
+// returns errDamaged.
+func openBolt(path string, o *bbolt.Options) (db *bbolt.DB, err error) {
+	err = guarded(func() (err error) {
+		db, err = bbolt.Open(path, 0o600, o)
+		return err
+	})
+	if errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrVersionMismatch) || errors.Is(err, bolterrors.ErrChecksum) {
+		err = fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	return db, err
+}
+
+// guarded runs f and turns a panic or a memory fault in it into errDamaged.
+func guarded(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: %v", errDamaged, r)
+		}
+	}()
+	return f()
+}
+
 func (s *Store) prepare(path string) error {
 	var schema uint64
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.view(func(tx *bbolt.Tx) error {
 		if b := tx.Bucket(bucketStore); b != nil {
 			schema = number(b.Get(keySchema))
 		} else if k, _ := tx.Cursor().First(); k != nil {
@@ -141,7 +177,7 @@ func (s *Store) prepare(path string) error {
 
 // Get implements inventory.Store.
 func (s *Store) Get(_ context.Context, key inventory.Key) (rec inventory.Record, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		b, err := recordsOf(tx, key.Bucket)
 		if err != nil {
 			return err
@@ -158,7 +194,7 @@ func (s *Store) Get(_ context.Context, key inventory.Key) (rec inventory.Record,
 
 // List implements inventory.Store.
 func (s *Store) List(ctx context.Context, bucket inventory.Bucket, after string, limit int) (recs []inventory.Record, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		b, err := recordsOf(tx, bucket)
 		if err != nil {
 			return err
@@ -217,20 +253,22 @@ func (s *Store) drain() {
 // write applies a batch in one transaction. A commit whose check fails is left
 // out; it touched nothing, since checks come before writes.
 func (s *Store) write(batch []*request) {
-	err := s.db.Update(func(tx *bbolt.Tx) error {
-		for _, r := range batch {
-			if r.err = s.apply(tx, r); r.err != nil && !errors.Is(r.err, inventory.ErrConflict) {
-				return r.err
-			}
-		}
-		return nil
-	})
+	err := guarded(func() error { return s.db.Update(func(tx *bbolt.Tx) error { return s.applyAll(tx, batch) }) })
 	for _, r := range batch {
 		if err != nil && !errors.Is(r.err, inventory.ErrConflict) {
 			r.err = full(err)
 		}
 		close(r.done)
 	}
+}
+
+func (s *Store) applyAll(tx *bbolt.Tx, batch []*request) error {
+	for _, r := range batch {
+		if r.err = s.apply(tx, r); r.err != nil && !errors.Is(r.err, inventory.ErrConflict) {
+			return r.err
+		}
+	}
+	return nil
 }
 
 func (s *Store) apply(tx *bbolt.Tx, r *request) error {
@@ -294,7 +332,7 @@ func (s *Store) appendLog(tx *bbolt.Tx, r *request) error {
 
 // Log implements inventory.Store.
 func (s *Store) Log(_ context.Context, after uint64, limit int) (entries []inventory.LogEntry, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketLog).Cursor()
 		for k, v := c.Seek(binary.BigEndian.AppendUint64(nil, after+1)); k != nil && (limit <= 0 || len(entries) < limit); k, v = c.Next() {
 			entries = append(entries, inventory.LogEntry{ID: number(k), Value: append([]byte(nil), v...)})
@@ -307,7 +345,7 @@ func (s *Store) Log(_ context.Context, after uint64, limit int) (entries []inven
 // LogTail implements inventory.Store.
 func (s *Store) LogTail(ctx context.Context, limit int) ([]inventory.LogEntry, error) {
 	var last uint64
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.view(func(tx *bbolt.Tx) error {
 		last = tx.Bucket(bucketLog).Sequence()
 		return nil
 	})
@@ -320,7 +358,7 @@ func (s *Store) LogTail(ctx context.Context, limit int) ([]inventory.LogEntry, e
 // Backup implements inventory.Store: a copy that Open can open, made inside one
 // read transaction.
 func (s *Store) Backup(_ context.Context, w io.Writer) error {
-	return s.db.View(func(tx *bbolt.Tx) error {
+	return s.view(func(tx *bbolt.Tx) error {
 		_, err := tx.WriteTo(w)
 		return err
 	})
@@ -333,21 +371,20 @@ func (s *Store) Close() error {
 }
 
 // Restore puts the backup at from in place of the database at path, which must
-// not be in use. The backup is checked first, page by page, and must be a
+// not be in use. Every record of the backup is read and written anew, so that
+// damage anywhere in it is found before anything is replaced; it must be a
 // provisiond database of this schema. The database it replaces is kept; its new
 // name is returned, empty if there was none. After a crash in the middle, either
 // the old or the restored database is at path.
 func Restore(path, from string) (kept string, err error) {
 	tmp := path + ".restoring"
-	if err := copyFile(tmp, from); err != nil {
-		return "", fmt.Errorf("reading backup %s: %w", from, full(err))
-	}
+	_ = os.Remove(tmp)                    // of a restore that was killed
 	defer func() { _ = os.Remove(tmp) }() // gone already when all went well
-	if err := verify(tmp); err != nil {
+	if err := copyRecords(tmp, from); err != nil {
 		return "", fmt.Errorf("backup %s: %w", from, err)
 	}
 	if _, err := os.Stat(path); err == nil {
-		current, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
+		current, err := openBolt(path, &bbolt.Options{Timeout: time.Second, ReadOnly: true}) // damaged is what restore is for
 		if errors.Is(err, bolterrors.ErrTimeout) {
 			return "", fmt.Errorf("database %s is in use: stop provisiond first", path)
 		}
@@ -356,7 +393,7 @@ func Restore(path, from string) (kept string, err error) {
 				return "", err
 			}
 		}
-		kept = path + ".before-restore-" + time.Now().UTC().Format("20060102T150405Z")
+		kept = path + ".before-restore-" + time.Now().UTC().Format("20060102T150405.000Z")
 		if err := os.Link(path, kept); err != nil {
 			return "", fmt.Errorf("keeping the present database: %w", err)
 		}
@@ -371,50 +408,44 @@ func Restore(path, from string) (kept string, err error) {
 	return kept, errors.Join(dir.Sync(), dir.Close())
 }
 
-// verify checks a file that is claimed to be a backup, without changing it:
-// opening it as a store would make a database of an empty file.
-func verify(path string) error {
-	if info, err := os.Stat(path); err != nil {
+// copyRecords writes everything in the store at from to a new one.
+func copyRecords(to, from string) (err error) {
+	if info, err := os.Stat(from); err != nil {
 		return err
-	} else if info.Size() == 0 {
-		return errors.New("the file is empty")
+	} else if !info.Mode().IsRegular() || info.Size() == 0 {
+		return errors.New("this is no file, or an empty one")
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	src, err := openBolt(from, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
 		return fmt.Errorf("not a provisiond database, or damaged: %w", err)
 	}
-	err = db.View(func(tx *bbolt.Tx) error {
-		store := tx.Bucket(bucketStore)
-		if store == nil {
-			return errors.New("not a provisiond database")
-		}
-		if schema := number(store.Get(keySchema)); schema != SchemaVersion {
-			return fmt.Errorf("it has schema %d and this provisiond needs %d", schema, SchemaVersion)
-		}
-		var first error
-		for err := range tx.Check() {
-			if first == nil {
-				first = fmt.Errorf("damaged: %w", err)
+	defer func() { err = errors.Join(err, src.Close()) }()
+	dst, err := bbolt.Open(to, 0o600, &bbolt.Options{Timeout: time.Second})
+	if err != nil {
+		return full(err)
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+	return guarded(func() error {
+		err := src.View(func(tx *bbolt.Tx) error {
+			store := tx.Bucket(bucketStore)
+			if store == nil {
+				return errors.New("not a provisiond database")
 			}
+			if schema := number(store.Get(keySchema)); schema != SchemaVersion {
+				return fmt.Errorf("it has schema %d and this provisiond needs %d", schema, SchemaVersion)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
-		return first
+		return full(bbolt.Compact(dst, src, maxCopyTx))
 	})
-	return errors.Join(err, db.Close())
 }
 
-func copyFile(to, from string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close() //nolint:errcheck // read only
-	out, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Sync(), out.Close())
-}
+// maxCopyTx is how many bytes one transaction of a restore writes, which is what
+// it needs of memory.
+const maxCopyTx = 64 << 20
 
 func recordsOf(tx *bbolt.Tx, bucket inventory.Bucket) (*bbolt.Bucket, error) {
 	b := tx.Bucket(bucketRecords).Bucket([]byte(bucket))

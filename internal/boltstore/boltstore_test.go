@@ -163,7 +163,25 @@ func TestRestoreRefuses(t *testing.T) {
 	if _, err := boltstore.Open(foreign, boltstore.Options{}); err == nil || !strings.Contains(err.Error(), "another program") {
 		t.Errorf("opening the database of another program: %v", err)
 	}
-	for name, content := range map[string][]byte{"junk": bytes.Repeat([]byte{7}, 1<<16), "empty": nil, "foreign": other} {
+	dir := t.TempDir()
+	s := open(t, dir)
+	for i := range 200 {
+		commit(t, s, fmt.Sprint("m", i), strings.Repeat("x", 1000))
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(filepath.Join(dir, "db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	spoilt := bytes.Clone(whole)
+	for i := 4 * 4096; i < len(spoilt); i++ {
+		spoilt[i] = byte(i)
+	}
+	for name, content := range map[string][]byte{
+		"junk": bytes.Repeat([]byte{7}, 1<<16), "empty": nil, "foreign": other, "truncated": whole[:40_000], "garbage pages": spoilt,
+	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			s := open(t, dir)
@@ -177,6 +195,10 @@ func TestRestoreRefuses(t *testing.T) {
 			}
 			if _, err := boltstore.Restore(filepath.Join(dir, "db"), bad); err == nil {
 				t.Fatal("it was restored")
+			}
+			if s, err := boltstore.Open(bad, boltstore.Options{}); err == nil {
+				_ = s.Close()
+				t.Error("it was opened")
 			}
 			s = open(t, dir)
 			if _, err := s.Get(t.Context(), inventory.Key{Bucket: inventory.BucketMachines, ID: "a"}); err != nil {

@@ -141,7 +141,7 @@ func (a *Actor) advance(ctx context.Context, name string) (time.Duration, error)
 		if err != nil {
 			return 0, err
 		}
-		s := next(*b, probes, time.Now())
+		s := next(*b, cl.Imported, probes, time.Now())
 		if s.act == wait {
 			return s.again, a.keepReason(ctx, b, s.reason)
 		}
@@ -183,6 +183,9 @@ func (a *Actor) do(ctx context.Context, cl *inventory.Cluster, secrets *inventor
 	case Already:
 		return record(inventory.BootstrapAccepted, s.machine+" already holds etcd data")
 	case NotYet, WrongMachine, Denied:
+		if b.Ambiguous {
+			return nil // it says nothing about the call before, whose answer was lost
+		}
 		return record(inventory.BootstrapDeclined, fmt.Sprintf("%s declined (%s): %v", s.machine, outcome, err))
 	}
 	return nil // no answer: the record says ambiguous, and stays so
@@ -206,7 +209,7 @@ func (a *Actor) probe(ctx context.Context, cl *inventory.Cluster, secrets *inven
 		planes = append(planes, v)
 		addrs[name] = v.Machine.Address
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	probing, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	probes := make([]Probe, len(planes))
 	var wg sync.WaitGroup
@@ -219,7 +222,7 @@ func (a *Actor) probe(ctx context.Context, cl *inventory.Cluster, secrets *inven
 			continue
 		}
 		wg.Go(func() {
-			probes[i] = a.talos.Probe(ctx, cl, secrets, v.Machine.Address)
+			probes[i] = a.talos.Probe(probing, cl, secrets, v.Machine.Address)
 			probes[i].Machine = v.Machine.Name
 			probes[i].MayHaveData = mayHaveData
 		})

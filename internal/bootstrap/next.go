@@ -50,7 +50,7 @@ type Probe struct {
 	// MayHaveData is set for a machine that could hold etcd's data without
 	// answering: its API was seen before, or its cluster was imported.
 	MayHaveData bool
-	// Err says why it did not answer.
+	// Err says why it did not answer, for the log.
 	Err string
 }
 
@@ -84,7 +84,10 @@ const retryAmbiguous = 2 * time.Minute
 // claim, a claim without a call (checked again, then called), a call without an
 // answer (ambiguous: only the same machine, after a while), an accepted call
 // (never repeated, etcd is watched).
-func next(b inventory.Bootstrap, probes []Probe, now time.Time) step {
+//
+// An imported cluster is taken to run already, on machines that need not be
+// registered here: it is watched and never bootstrapped.
+func next(b inventory.Bootstrap, imported bool, probes []Probe, now time.Time) step {
 	if b.Done() {
 		return step{act: wait, reason: b.Reason}
 	}
@@ -96,6 +99,9 @@ func next(b inventory.Bootstrap, probes []Probe, now time.Time) step {
 	if b.Called() {
 		return step{act: wait, reason: fmt.Sprintf("%s was bootstrapped; waiting for its etcd", b.Machine), again: poll}
 	}
+	if imported {
+		return step{act: wait, reason: "it was imported, so it is taken to run already and is never bootstrapped; import it with --new if it never was", again: poll}
+	}
 	// Nobody may be called while somebody could hold the data of a cluster that
 	// exists: a second bootstrap would make a second cluster of it.
 	for _, p := range probes {
@@ -103,7 +109,7 @@ func next(b inventory.Bootstrap, probes []Probe, now time.Time) step {
 		case p.Foreign:
 			return step{act: wait, reason: fmt.Sprintf("%s answers with a certificate of another cluster: reimage it, or remove it from the inventory", p.Machine), again: poll}
 		case !p.Answered && p.MayHaveData:
-			return step{act: wait, reason: fmt.Sprintf("%s may hold etcd data and does not answer (%s): start it, or remove it from the inventory", p.Machine, p.Err), again: poll}
+			return step{act: wait, reason: fmt.Sprintf("%s may hold etcd data and does not answer: start it, or remove it from the inventory", p.Machine), again: poll}
 		}
 	}
 	if b.Claimed() {
@@ -128,12 +134,17 @@ func nextOfClaimed(b inventory.Bootstrap, probes []Probe, now time.Time) step {
 		if left := retryAmbiguous - now.Sub(b.SentAt); b.Ambiguous && left > 0 {
 			return step{act: wait, reason: fmt.Sprintf("the call to %s was not answered; it may have been accepted, so it is left alone for a while", b.Machine), again: min(left, poll)}
 		}
+		// A definite no may be asked again soon, and ever more slowly: each try is
+		// two commits.
+		if left := min(time.Duration(b.Attempts)*poll, time.Minute) - now.Sub(b.SentAt); !b.Ambiguous && b.Attempts > 0 && left > 0 {
+			return step{act: wait, reason: b.Reason, again: min(left, poll)}
+		}
 		if !eligible(p) {
 			return step{act: wait, reason: fmt.Sprintf("%s holds the claim and is not ready to be bootstrapped (stage %q); no other machine may be", b.Machine, string(p.Stage)), again: poll}
 		}
 		return step{act: call, machine: b.Machine, reason: "calling bootstrap on " + b.Machine}
 	}
-	return step{act: wait, reason: fmt.Sprintf("%s holds the claim and is no control plane of this cluster any more; reset the cluster to choose another", b.Machine)}
+	return step{act: wait, reason: fmt.Sprintf("%s holds the claim and is no control plane of this cluster any more; bring it back, for no other machine may be bootstrapped", b.Machine)}
 }
 
 // eligible reports whether a control plane waits to be bootstrapped.

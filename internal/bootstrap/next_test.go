@@ -31,6 +31,8 @@ func TestNext(t *testing.T) {
 	sent.Attempts, sent.SentAt, sent.Ambiguous = 1, t0, true
 	declined := sent
 	declined.Ambiguous = false
+	declinedOften := declined
+	declinedOften.Attempts = 20
 	called := sent
 	called.CalledAt, called.Ambiguous = t0, false
 	over := called
@@ -59,22 +61,35 @@ func TestNext(t *testing.T) {
 		{"claimed: call", claimed, []Probe{waiting("cp-1"), waiting("cp-2")}, 0, call, "cp-1", ""},
 		{"claimed: only that one", claimed, []Probe{silent("cp-1", true), waiting("cp-2")}, time.Hour, wait, "", "cp-1 may hold"},
 		{"claimed: it was reset", claimed, []Probe{silent("cp-1", false), waiting("cp-2")}, time.Hour, wait, "", "no other machine may be"},
-		{"claimed: it is gone", claimed, []Probe{waiting("cp-2")}, time.Hour, wait, "", "reset the cluster"},
+		{"claimed: it is gone", claimed, []Probe{waiting("cp-2")}, time.Hour, wait, "", "bring it back"},
 		{"claimed: another runs", claimed, []Probe{waiting("cp-1"), running("cp-2")}, 0, done, "cp-2", ""},
 		{"ambiguous: leave it alone", sent, []Probe{waiting("cp-1"), waiting("cp-2")}, time.Minute, wait, "", "may have been accepted"},
 		{"ambiguous: then the same again", sent, []Probe{waiting("cp-1"), waiting("cp-2")}, 3 * time.Minute, call, "cp-1", ""},
 		{"ambiguous: it was accepted", sent, []Probe{running("cp-1"), waiting("cp-2")}, time.Second, done, "cp-1", ""},
-		{"declined: at once again", declined, []Probe{waiting("cp-1")}, time.Second, call, "cp-1", ""},
+		{"declined: not at once", declined, []Probe{waiting("cp-1")}, time.Second, wait, "", ""},
+		{"declined: soon again", declined, []Probe{waiting("cp-1")}, poll, call, "cp-1", ""},
+		{"declined often: slower", declinedOften, []Probe{waiting("cp-1")}, poll, wait, "", ""},
 		{"called: never again", called, []Probe{waiting("cp-1"), waiting("cp-2")}, 24 * time.Hour, wait, "", "waiting for its etcd"},
 		{"called: now it runs", called, []Probe{running("cp-1")}, 0, done, "cp-1", ""},
 		{"over", over, []Probe{waiting("cp-1"), waiting("cp-2")}, 24 * time.Hour, wait, "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := next(tt.b, tt.probes, t0.Add(tt.after))
+			s := next(tt.b, false, tt.probes, t0.Add(tt.after))
 			if s.act != tt.act || s.machine != tt.machine || !strings.Contains(s.reason, tt.reason) {
 				t.Errorf("next = %+v, want act %d of %q because %q", s, tt.act, tt.machine, tt.reason)
 			}
 		})
+	}
+}
+
+// TestImportedIsNeverBootstrapped: its machines may run where we do not look.
+func TestImportedIsNeverBootstrapped(t *testing.T) {
+	b := inventory.Bootstrap{Cluster: "prod", Epoch: 1}
+	if s := next(b, true, []Probe{waiting("new-1"), waiting("new-2")}, t0); s.act != wait || !strings.Contains(s.reason, "imported") {
+		t.Errorf("two blank control planes of an imported cluster: %+v", s)
+	}
+	if s := next(b, true, []Probe{waiting("new-1"), running("cp-1")}, t0); s.act != done {
+		t.Errorf("an imported cluster that runs: %+v", s)
 	}
 }
 
@@ -109,14 +124,15 @@ func TestNextNeverTwice(t *testing.T) {
 			unsure = unsure || p.Foreign || !p.Answered && p.MayHaveData
 			probes = append(probes, p)
 		}
-		s := next(b, probes, t0)
+		imported := rng.IntN(4) == 0
+		s := next(b, imported, probes, t0)
 		switch s.act {
 		case call:
-			if s.machine != b.Machine || b.Called() || b.Done() || etcdSeen || unsure || b.Ambiguous && t0.Sub(b.SentAt) < retryAmbiguous {
+			if imported || s.machine != b.Machine || b.Called() || b.Done() || etcdSeen || unsure || b.Ambiguous && t0.Sub(b.SentAt) < retryAmbiguous {
 				t.Fatalf("called %s with %+v and %+v", s.machine, b, probes)
 			}
 		case claim:
-			if b.Claimed() || b.Done() || etcdSeen || unsure {
+			if imported || b.Claimed() || b.Done() || etcdSeen || unsure {
 				t.Fatalf("claimed %s with %+v and %+v", s.machine, b, probes)
 			}
 		case done:

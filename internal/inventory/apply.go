@@ -87,8 +87,8 @@ func applyMachine(f *Facts, e Event, plan Action) {
 // seen keeps what identifies the machine and when it was last heard of.
 func seen(f *Facts, e Event) {
 	first(&f.FirstSeen, e.Time)
-	if t := e.Time.Truncate(time.Minute); t.After(f.LastSeen) {
-		f.LastSeen = t
+	if e.Time.Sub(f.LastSeen) >= time.Minute {
+		f.LastSeen = e.Time
 	}
 	if e.Arch != "" {
 		f.Arch = e.Arch
@@ -114,7 +114,9 @@ func solicitedByFirmware(f *Facts, e Event, plan Action) {
 	b := f.Current()
 	if b == nil {
 		b = begin(f, e)
-	} else if !slices.Contains(b.XIDs, e.XID) {
+	} else if f.repeats(e) {
+		return
+	} else {
 		moved := !b.Loader.IsZero() || !b.Script.IsZero() || !b.API.IsZero()
 		if moved || e.Time.Sub(latest(b.Started, b.Offered)) > newBootAfter {
 			b = begin(f, e)
@@ -128,7 +130,7 @@ func solicitedByFirmware(f *Facts, e Event, plan Action) {
 // is the first to speak, so it begins a boot after one that got its config.
 func solicitedByIPXE(f *Facts, e Event) {
 	b := f.Current()
-	if b == nil || !slices.Contains(b.XIDs, e.XID) && (!b.Config.IsZero() || !b.API.IsZero()) {
+	if b == nil || !f.repeats(e) && (!b.Config.IsZero() || !b.API.IsZero()) {
 		b = begin(f, e)
 		b.Client = e.Client
 	}
@@ -152,8 +154,8 @@ func scriptServed(f *Facts, e Event) {
 // apiAnswered takes the word of an API that proved itself with our CA. It alone
 // uses up an install order.
 func apiAnswered(f *Facts, e Event) {
-	if t := e.Time.Truncate(time.Minute); t.After(f.APIAt) {
-		f.APIAt = t
+	if e.Time.Sub(f.APIAt) >= time.Minute {
+		f.APIAt = e.Time
 	}
 	stage(f, e)
 	up := e.Stage == StageBooting || e.Stage == StageRunning
@@ -227,6 +229,12 @@ func bootOf(f *Facts, e Event) *Boot {
 	return nil
 }
 
+// repeats reports whether a Solicit was seen before: UDP repeats packets and
+// relays delay them, beyond the end of a boot.
+func (f *Facts) repeats(e Event) bool {
+	return slices.ContainsFunc(f.Boots, func(b Boot) bool { return slices.Contains(b.XIDs, e.XID) })
+}
+
 func addXID(b *Boot, xid uint32) {
 	if !slices.Contains(b.XIDs, xid) {
 		b.XIDs = append(b.XIDs, xid)
@@ -286,8 +294,8 @@ func (s Stranger) SeenAgain(e Event) Stranger {
 	if s.FirstSeen.IsZero() {
 		s.MAC, s.FirstSeen = e.MAC, e.Time
 	}
-	if t := e.Time.Truncate(time.Minute); t.After(s.LastSeen) {
-		s.LastSeen = t
+	if e.Time.Sub(s.LastSeen) >= time.Minute {
+		s.LastSeen = e.Time
 	}
 	if e.UUID != "" {
 		s.UUID = e.UUID

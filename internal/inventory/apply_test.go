@@ -101,6 +101,7 @@ func TestApply(t *testing.T) {
 		{"another transaction before any loader is the next boot option", []Event{solicit(1), solicit(2)}, 1, Install},
 		{"power cut after the loader", []Event{solicit(1), {Kind: LoaderServed}, solicit(2)}, 2, Install},
 		{"power cut after the script", []Event{solicit(1), {Kind: ScriptServed, Plan: Install}, solicit(2)}, 2, Install},
+		{"and even after the next boot began", append(slices.Clone(first[:8]), solicit(9), Event{Kind: LoaderServed}, solicit(1)), 2, Install},
 		{"a late copy of an old Solicit is known", append(slices.Clone(first[:7]), solicit(1)), 1, Install},
 		{"power cut after the config: the order is still open", append(slices.Clone(first[:8]), solicit(9)), 2, Install},
 		{"a script served twice uses nothing up", append(slices.Clone(first[:5]), Event{Kind: ScriptServed, Plan: Install}), 1, Install},
@@ -198,7 +199,12 @@ func TestStalledSaysWhy(t *testing.T) {
 			t.Errorf("a day after %s: %+v, want stalled in %s with a reason", events[tt.n-1].Kind, s, tt.in)
 		}
 	}
-	if s := PhaseOf(story(t, registered(), events...), t0.Add(24*time.Hour)); s.Phase != PhaseReady {
+	ready := story(t, registered(), events...)
+	if s := PhaseOf(ready, t0.Add(24*time.Hour)); s.Phase != PhaseStalled || s.Stalled != PhaseReady {
+		t.Errorf("a machine whose API was silent for a day: %+v", s)
+	}
+	ready = story(t, ready, Event{Kind: APIAnswered, Stage: StageRunning, Ready: true, Time: t0.Add(24 * time.Hour)})
+	if s := PhaseOf(ready, t0.Add(24*time.Hour)); s.Phase != PhaseReady {
 		t.Errorf("a ready machine stalled: %+v", s)
 	}
 }

@@ -112,6 +112,10 @@ func (k *Keeper) slotAt(ctx context.Context, s *Subnet, identity string, want Le
 		if s.Reserves(a) {
 			return true, nil
 		}
+		// The pool may have been moved over machines since they were registered.
+		if _, err := k.store.Get(ctx, Key{BucketAddresses, a.String()}); !errors.Is(err, ErrNotFound) {
+			return true, err
+		}
 		l, err := getJSON[Lease](ctx, k.store, Key{BucketLeases, a.String()})
 		if errors.Is(err, ErrNotFound) {
 			found = Lease{Address: a}

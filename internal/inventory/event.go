@@ -59,23 +59,22 @@ type Event struct {
 	Boot    uint64    `json:"boot,omitempty"`    // number of the boot attempt
 	Message string    `json:"message,omitempty"` // one line for a person
 
-	Client   Client     `json:"client,omitempty"`
-	Arch     Arch       `json:"arch,omitempty"`
-	Source   Source     `json:"source,omitempty"` // which evidence gave the MAC
-	UUID     string     `json:"uuid,omitempty"`
-	Serial   string     `json:"serial,omitempty"`
-	DUID     string     `json:"duid,omitempty"`
-	XID      uint32     `json:"xid,omitempty"`
-	Peer     netip.Addr `json:"peer,omitzero"`
-	Relay    netip.Addr `json:"relay,omitzero"`
-	Subnet   string     `json:"subnet,omitempty"`
-	Plan     Action     `json:"plan,omitempty"`
-	Hash     string     `json:"hash,omitempty"`
-	Stage    Stage      `json:"stage,omitempty"`
-	Ready    bool       `json:"ready,omitempty"`
-	Error    string     `json:"error,omitempty"`
-	Epoch    uint64     `json:"epoch,omitempty"`
-	EtcdSeen bool       `json:"etcdSeen,omitempty"`
+	Client Client     `json:"client,omitempty"`
+	Arch   Arch       `json:"arch,omitempty"`
+	Source Source     `json:"source,omitempty"` // which evidence gave the MAC
+	UUID   string     `json:"uuid,omitempty"`
+	Serial string     `json:"serial,omitempty"`
+	DUID   string     `json:"duid,omitempty"`
+	XID    uint32     `json:"xid,omitempty"`
+	Peer   netip.Addr `json:"peer,omitzero"`
+	Relay  netip.Addr `json:"relay,omitzero"`
+	Subnet string     `json:"subnet,omitempty"`
+	Plan   Action     `json:"plan,omitempty"`
+	Hash   string     `json:"hash,omitempty"`
+	Stage  Stage      `json:"stage,omitempty"`
+	Ready  bool       `json:"ready,omitempty"`
+	Error  string     `json:"error,omitempty"`
+	Epoch  uint64     `json:"epoch,omitempty"`
 
 	// Token is a fresh random token for the boot this event may begin. The
 	// Keeper fills it in, so that Apply stays pure; it is never logged.

@@ -65,8 +65,8 @@ func NewKeeper(ctx context.Context, store Store, cfg KeeperConfig) (*Keeper, err
 const maxTries = 32
 
 // update runs a load-decide-commit cycle until it commits, fails, or has
-// nothing to write. An ambiguous commit is loaded and decided again: every
-// decision here is the same the second time if the first one stuck.
+// nothing to write. What lost against another commit is decided again on what
+// won; what may or may not have happened is looked up.
 func (k *Keeper) update(ctx context.Context, decide func() (Commit, error)) error {
 	_, err := k.commit(ctx, decide)
 	return err
@@ -86,13 +86,16 @@ func (k *Keeper) commit(ctx context.Context, decide func() (Commit, error)) (uin
 		rev, _, err := k.store.Commit(ctx, c)
 		switch {
 		case err == nil:
-			k.views.committed(c.Writes, rev)
-			k.watchers.wake()
+			k.committed(c, rev)
 			return rev, nil
 		case errors.Is(err, ErrConflict):
 			k.views.conflicted(c.Writes)
 		case errors.Is(err, ErrAmbiguous):
 			k.views.committed(c.Writes, 0)
+			if rev, ok := k.happened(ctx, c); ok {
+				k.committed(c, rev)
+				return rev, nil
+			}
 		default:
 			return 0, err
 		}
@@ -102,6 +105,29 @@ func (k *Keeper) commit(ctx context.Context, decide func() (Commit, error)) (uin
 		}
 	}
 	return 0, fmt.Errorf("giving up after %d tries: %w", maxTries, last)
+}
+
+// committed tells everybody in this process what was written.
+func (k *Keeper) committed(c Commit, rev uint64) {
+	k.views.committed(c.Writes, rev)
+	k.strangers.saw(c.Writes)
+	k.watchers.wake()
+}
+
+// happened looks whether a commit with an unknown outcome took effect: all that
+// it wrote is there. If somebody has written over it since, it is decided anew.
+func (k *Keeper) happened(ctx context.Context, c Commit) (rev uint64, ok bool) {
+	for _, w := range c.Writes {
+		rec, err := k.store.Get(ctx, w.Key)
+		switch {
+		case w.Value == nil && errors.Is(err, ErrNotFound):
+		case err != nil || w.Value == nil || !bytes.Equal(rec.Value, w.Value):
+			return 0, false
+		default:
+			rev = max(rev, rec.Rev)
+		}
+	}
+	return rev, len(c.Writes) > 0
 }
 
 // View returns what is known of the machine behind a NIC. For a stranger the
@@ -284,6 +310,7 @@ func (k *Keeper) Record(ctx context.Context, e Event) (View, error) {
 	var result View
 	var written []byte // the facts, if they changed
 	rev, err := k.commit(ctx, func() (Commit, error) {
+		result, written = View{}, nil
 		before, err := k.load(ctx, e)
 		if err != nil {
 			return Commit{}, err
@@ -296,7 +323,7 @@ func (k *Keeper) Record(ctx context.Context, e Event) (View, error) {
 			return Commit{}, err
 		}
 		c, err := changes(ctx, k.store, before, after, e)
-		result, written = after, nil
+		result = after
 		for _, w := range c.Writes {
 			if w.Key.Bucket == BucketFacts {
 				written = w.Value
@@ -356,7 +383,7 @@ func changes(ctx context.Context, store Store, before, after View, e Event) (Com
 		if changed {
 			// The machine must still be there, or its facts would outlive it.
 			c.Checks = append(c.Checks, Check{Key{BucketMachines, e.Machine}, before.Machine.Rev})
-			if err := learn(ctx, store, &c, before.Facts, after.Facts, e); err != nil {
+			if err := learn(ctx, store, &c, after.Machine, before.Facts, after.Facts, e); err != nil {
 				return c, err
 			}
 		}
@@ -387,10 +414,12 @@ func notable(before, after Facts, e Event) bool {
 }
 
 // learn keeps the DUID index in step with the facts.
-func learn(ctx context.Context, store Store, c *Commit, before, after Facts, e Event) error {
+func learn(ctx context.Context, store Store, c *Commit, m *Machine, before, after Facts, e Event) error {
 	for _, d := range before.DUIDs {
 		if !slices.Contains(after.DUIDs, d) {
-			c.Writes = append(c.Writes, Write{Key: Key{BucketDUIDs, d}})
+			if err := forget(ctx, store, c, d, m); err != nil {
+				return err
+			}
 		}
 	}
 	for _, d := range after.DUIDs {
@@ -423,6 +452,23 @@ func (c *Commit) putIfChanged(key Key, stored []byte, value any, rev uint64) (bo
 	c.Checks = append(c.Checks, Check{key, rev})
 	c.Writes = append(c.Writes, Write{key, b})
 	return true, nil
+}
+
+// forget drops a DUID from the index if it stands for a NIC of m. One that two
+// machines sent stays marked, or it would name whoever sends it next.
+func forget(ctx context.Context, store Store, c *Commit, duid string, m *Machine) error {
+	key := Key{BucketDUIDs, duid}
+	rec, err := store.Get(ctx, key)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if slices.Contains(m.MACs, MAC(rec.Value)) {
+		c.Checks = append(c.Checks, Check{key, rec.Rev})
+		c.Writes = append(c.Writes, Write{Key: key})
+	}
+	return nil
 }
 
 func (c *Commit) put(key Key, value any, rev uint64) error {

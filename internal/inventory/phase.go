@@ -49,6 +49,10 @@ func StallAfter(p Phase) time.Duration {
 	return 0
 }
 
+// silentAfter is how long the API of a ready machine may be silent. It is asked
+// every minute, in a large hall every few.
+const silentAfter = 10 * time.Minute
+
 // stallReason is the likely cause, from what is missing.
 func stallReason(p Phase) string {
 	switch p {
@@ -72,6 +76,9 @@ func PhaseOf(v View, now time.Time) State {
 		return State{Phase: PhaseDiscovered, Since: v.Facts.FirstSeen}
 	}
 	s := progress(v)
+	if s.Phase == PhaseReady && now.Sub(v.Facts.APIAt) > silentAfter {
+		return State{Phase: PhaseStalled, Stalled: s.Phase, Since: v.Facts.APIAt, Reason: "its API does not answer any more"}
+	}
 	if limit := StallAfter(s.Phase); limit > 0 && now.Sub(s.Since) > limit {
 		return State{Phase: PhaseStalled, Stalled: s.Phase, Since: s.Since, Reason: stallReason(s.Phase)}
 	}
@@ -91,7 +98,7 @@ func progress(v View) State {
 		return State{Phase: PhaseBooting, Since: f.APIAt, Reason: stageReason(f)}
 	case b.Plan == Disk || !b.API.IsZero():
 		return State{Phase: PhaseBooting, Since: latest(b.Started, b.API), Reason: stageReason(f)}
-	case !b.Config.IsZero() && f.ConfigErrorHash == f.ConfigHash && f.ConfigError != "":
+	case !b.Config.IsZero() && f.ConfigErrorHash == f.ConfigHash && f.ConfigError != "" && !f.ConfigErrorAt.Before(b.Started):
 		return State{Phase: PhaseFailed, Since: f.ConfigErrorAt, Reason: f.ConfigError}
 	case !b.Config.IsZero():
 		return State{Phase: PhaseInstalling, Since: b.Config, Reason: stageReason(f)}

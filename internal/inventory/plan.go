@@ -7,7 +7,6 @@ type Action string
 
 // The actions a plan can name.
 const (
-	Ignore  Action = "ignore"  // say nothing that concerns booting
 	Hold    Action = "hold"    // an address, but no boot URL, script or config
 	Install Action = "install" // netboot Talos and hand out the config
 	Disk    Action = "disk"    // fall through to the disk at once

@@ -21,9 +21,6 @@ func (k *Keeper) PutMachine(ctx context.Context, m *Machine, rev uint64) (*Machi
 		return nil, err
 	}
 	stored, err := getJSON[Machine](ctx, k.store, Key{BucketMachines, m.Name})
-	for _, mac := range stored.MACs {
-		k.strangers.forget(mac)
-	}
 	return &stored, err
 }
 
@@ -263,7 +260,9 @@ func (k *Keeper) DeleteMachine(ctx context.Context, name string, rev uint64) err
 			c.Writes = append(c.Writes, Write{Key: Key{BucketMACs, string(mac)}})
 		}
 		for _, d := range f.DUIDs {
-			c.Writes = append(c.Writes, Write{Key: Key{BucketDUIDs, d}})
+			if err := forget(ctx, k.store, &c, d, &m); err != nil {
+				return Commit{}, err
+			}
 		}
 		if m.Cluster != "" {
 			c.Writes = append(c.Writes, Write{Key: memberKey(m.Cluster, name)})

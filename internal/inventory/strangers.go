@@ -36,13 +36,12 @@ func (s *strangers) load(list []Stranger) {
 	}
 }
 
-// admit makes room for mac. It returns the NIC that has to go for it, if any,
-// and false when a new one would exceed the rate.
+// admit says whether mac may be written, and which NIC has to go for it, if any.
+// It changes nothing but the rate; saw does, once the write happened.
 func (s *strangers) admit(mac MAC, now time.Time) (evict MAC, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, known := s.seen[mac]; known {
-		s.seen[mac] = now
 		return "", true
 	}
 	if slot := now.Truncate(time.Second); slot != s.slot {
@@ -58,16 +57,26 @@ func (s *strangers) admit(mac MAC, now time.Time) (evict MAC, ok bool) {
 				evict, oldest = m, t
 			}
 		}
-		delete(s.seen, evict)
 	}
-	s.seen[mac] = now
 	return evict, true
 }
 
-func (s *strangers) forget(mac MAC) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.seen, mac)
+// saw notes what a commit wrote.
+func (s *strangers) saw(writes []Write) {
+	for _, w := range writes {
+		if w.Key.Bucket != BucketStrangers {
+			continue
+		}
+		var st Stranger
+		_ = json.Unmarshal(w.Value, &st) // nil, or what we encoded a moment ago
+		s.mu.Lock()
+		if st.MAC == "" {
+			delete(s.seen, MAC(w.Key.ID))
+		} else {
+			s.seen[st.MAC] = st.LastSeen
+		}
+		s.mu.Unlock()
+	}
 }
 
 func (s *strangers) record(ctx context.Context, store Store, e Event) (Commit, error) {
@@ -90,7 +99,8 @@ func (s *strangers) record(ctx context.Context, store Store, e Event) (Commit, e
 		return Commit{}, nil
 	}
 	c := Commit{
-		Checks: []Check{{key, old.Rev}},
+		// Not if it is being registered at this moment.
+		Checks: []Check{{key, old.Rev}, {Key{BucketMACs, string(e.MAC)}, 0}},
 		Writes: []Write{{key, b}},
 	}
 	if evict != "" {

@@ -1,6 +1,9 @@
 package inventory
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // views keeps the views of machines that are in the middle of a boot, when each
 // step reads what the last one wrote. It may be kept because the Keeper is the
@@ -14,10 +17,10 @@ type views struct {
 	epoch uint64
 	view  map[string]View
 	owner map[MAC]string // machine name
-	// touched is the newest commit to a machine or its facts, as far as known in
-	// this epoch. Commits come back in any order; this keeps an older one from
-	// putting its view over a newer one's.
-	touched map[string]uint64
+	// touched is the newest commit to a machine's record and to its facts, as far
+	// as known in this epoch. Commits come back in any order; this keeps an older
+	// one from putting its view over a newer one's.
+	touched map[Key]uint64
 }
 
 // maxViews bounds the memory to some 30 MB; reaching it starts anew.
@@ -32,6 +35,9 @@ func (c *views) get(mac MAC, name string, arch Arch) (v View, epoch uint64, ok b
 		name = c.owner[mac]
 	}
 	v, ok = c.view[name]
+	if ok && mac != "" {
+		ok = slices.Contains(v.Machine.MACs, mac)
+	}
 	return v, c.epoch, ok && (arch == "" || arch == v.Facts.Arch)
 }
 
@@ -40,7 +46,7 @@ func (c *views) put(v View) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	name := v.Machine.Name
-	if v.epoch != c.epoch || max(v.Machine.Rev, v.Facts.Rev) < c.touched[name] {
+	if v.epoch != c.epoch || v.Machine.Rev < c.touched[Key{BucketMachines, name}] || v.Facts.Rev < c.touched[Key{BucketFacts, name}] {
 		return
 	}
 	if c.view == nil || len(c.view) >= maxViews {
@@ -70,7 +76,7 @@ func (c *views) committed(writes []Write, rev uint64) {
 			if c.touched == nil || len(c.touched) >= 4*maxViews {
 				c.reset()
 			}
-			c.touched[w.Key.ID] = max(c.touched[w.Key.ID], rev)
+			c.touched[w.Key] = max(c.touched[w.Key], rev)
 		case BucketMACs:
 			delete(c.owner, MAC(w.Key.ID))
 		case BucketClusters, BucketImages:
@@ -90,5 +96,5 @@ func (c *views) conflicted(writes []Write) {
 
 func (c *views) reset() {
 	c.epoch++
-	c.view, c.owner, c.touched = map[string]View{}, map[MAC]string{}, map[string]uint64{}
+	c.view, c.owner, c.touched = map[string]View{}, map[MAC]string{}, map[Key]uint64{}
 }

@@ -48,7 +48,6 @@ type Event struct {
 	Stage    string    `json:"stage,omitempty"`
 	Ready    bool      `json:"ready,omitempty"`
 	Error    string    `json:"error,omitempty"`
-	EtcdSeen bool      `json:"etcdSeen,omitempty"`
 }
 
 // Status is the rack at a glance.
