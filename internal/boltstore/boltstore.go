@@ -478,7 +478,7 @@ func number(b []byte) uint64 {
 // Any other failure of a commit may or may not have reached the disk.
 func full(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", inventory.ErrFull, err)
+		return fmt.Errorf("the disk that holds the database is %w: %w (free some space; nothing was lost)", inventory.ErrFull, err)
 	}
 	var sys syscall.Errno
 	if errors.As(err, &sys) {

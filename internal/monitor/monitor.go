@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -17,10 +16,10 @@ import (
 )
 
 const (
-	soon    = 2 * time.Second // a machine that is expected to come up
-	seldom  = time.Minute     // one that is up
+	soon    = 2 * time.Second // a machine that is expected to come up, then ever less
+	seldom  = time.Minute     // one that is up, or has been silent for long
 	timeout = 8 * time.Second // for one answer
-	workers = 32
+	workers = 64
 	page    = 512
 	// perSecond bounds how many machines are asked in a second: a hall that is
 	// switched on at once is served its configs first.
@@ -51,17 +50,33 @@ type Monitor struct {
 	log   zerolog.Logger
 
 	pace  *rate.Limiter
-	due   map[string]time.Time // machine → when to ask next; owned by Run
-	after uint64               // last event looked at; owned by Run
+	turns map[string]*turn // by machine; owned by Run
+	after uint64           // last event looked at; owned by Run
+}
+
+// turn is when a machine is asked next.
+type turn struct {
+	at     time.Time
+	wait   time.Duration // before that, when it does not answer; doubles
+	asking bool
+}
+
+// answer is how a question to one machine ended.
+type answer struct {
+	machine string
+	again   time.Duration // 0: it is not to be asked any more
+	silent  bool
 }
 
 // New returns a monitor. It does nothing until Run.
 func New(inv Inventory, talos Talos, log zerolog.Logger) *Monitor {
-	return &Monitor{inv: inv, talos: talos, log: log, pace: rate.NewLimiter(perSecond, perSecond), due: map[string]time.Time{}}
+	return &Monitor{inv: inv, talos: talos, log: log, pace: rate.NewLimiter(perSecond, perSecond), turns: map[string]*turn{}}
 }
 
 // Run asks machines until ctx ends. At start it looks at every machine once;
-// from then on the event log names those whose turn may have come.
+// from then on the event log names those whose turn may have come. A machine
+// that does not answer takes up one of several workers for some seconds and is
+// asked less and less, until something happens to it.
 func (m *Monitor) Run(ctx context.Context) error {
 	wake, stop := m.inv.Watch()
 	defer stop()
@@ -71,25 +86,87 @@ func (m *Monitor) Run(ctx context.Context) error {
 	if err := m.scan(ctx); err != nil && ctx.Err() == nil {
 		return err
 	}
+	answers := make(chan answer, workers)
+	asking := 0
+	defer func() {
+		for ; asking > 0; asking-- {
+			<-answers
+		}
+	}()
 	for {
-		next := m.ask(ctx)
+		var next time.Duration
+		for asking < workers {
+			var name string
+			if name, next = m.due(time.Now()); name == "" {
+				break
+			}
+			m.turns[name].asking = true
+			asking++
+			go func() { answers <- m.ask(ctx, name) }()
+		}
 		timer := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
+		case a := <-answers:
+			asking--
+			m.settle(a)
 		case <-timer.C:
 		case <-wake:
-			timer.Stop()
 			if err := m.follow(ctx); err != nil && ctx.Err() == nil {
 				m.log.Error().Err(err).Msg("cannot read the event log")
 			}
 		}
+		timer.Stop()
 	}
 }
 
+// due returns a machine whose turn has come, or none and how long to wait.
+func (m *Monitor) due(now time.Time) (name string, wait time.Duration) {
+	wait = seldom
+	for n, t := range m.turns {
+		if t.asking {
+			continue
+		}
+		if left := t.at.Sub(now); left > 0 {
+			wait = min(wait, left)
+			continue
+		}
+		if !m.pace.AllowN(now, 1) {
+			return "", time.Second / perSecond
+		}
+		return n, 0 // ranging over a map favours none
+	}
+	return "", wait
+}
+
+// settle takes an answer into account.
+func (m *Monitor) settle(a answer) {
+	t := m.turns[a.machine]
+	if t.asking = false; a.again == 0 {
+		delete(m.turns, a.machine)
+		return
+	}
+	if a.silent {
+		t.wait = min(max(t.wait*3/2, a.again), seldom)
+	} else {
+		t.wait = a.again
+	}
+	t.at = time.Now().Add(t.wait)
+}
+
+// now has a machine asked at once.
+func (m *Monitor) now(name string) {
+	t, ok := m.turns[name]
+	if !ok {
+		t = &turn{}
+		m.turns[name] = t
+	}
+	t.at, t.wait = time.Now(), 0
+}
+
 func (m *Monitor) scan(ctx context.Context) error {
-	now := time.Now()
 	for after := ""; ; {
 		views, err := m.inv.Machines(ctx, after, page)
 		if err != nil {
@@ -97,7 +174,7 @@ func (m *Monitor) scan(ctx context.Context) error {
 		}
 		for _, v := range views {
 			if every(v) > 0 {
-				m.due[v.Machine.Name] = now
+				m.now(v.Machine.Name)
 			}
 			after = v.Machine.Name
 		}
@@ -119,9 +196,7 @@ func (m *Monitor) follow(ctx context.Context) error {
 			if e.Machine == "" || e.Kind == inventory.APIAnswered {
 				continue
 			}
-			if _, known := m.due[e.Machine]; !known || e.Kind == inventory.Reported {
-				m.due[e.Machine] = time.Now()
-			}
+			m.now(e.Machine)
 		}
 		if len(events) < page {
 			return nil
@@ -147,78 +222,37 @@ func every(v inventory.View) time.Duration {
 	return 0
 }
 
-// ask questions the machines whose time has come and returns when the next is.
-func (m *Monitor) ask(ctx context.Context) time.Duration {
-	now := time.Now()
-	slots := make(chan struct{}, workers)
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	results := map[string]time.Duration{}
-	next := seldom
-	for name, at := range m.due {
-		if at.After(now) {
-			continue
-		}
-		if !m.pace.Allow() {
-			next = time.Second
-			break // the others in a second; ranging over a map favours none
-		}
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			again := m.one(ctx, name)
-			mu.Lock()
-			defer mu.Unlock()
-			results[name] = again
-		})
-	}
-	wg.Wait()
-	for name, again := range results {
-		if again == 0 {
-			delete(m.due, name)
-		} else {
-			m.due[name] = time.Now().Add(again)
-		}
-	}
-	if next < seldom {
-		return next
-	}
-	for _, at := range m.due {
-		next = min(next, time.Until(at))
-	}
-	return max(next, 0)
-}
-
-// one asks one machine and returns when to ask it again, 0 for never.
-func (m *Monitor) one(ctx context.Context, name string) time.Duration {
+// ask asks one machine.
+func (m *Monitor) ask(ctx context.Context, name string) answer {
+	never := answer{machine: name}
 	v, err := m.inv.Machine(ctx, name)
 	if errors.Is(err, inventory.ErrNotFound) {
-		return 0
+		return never
 	} else if err != nil {
-		return seldom
+		return answer{name, seldom, true}
 	}
 	again := every(v)
 	if again == 0 {
-		return 0
+		return never
 	}
 	secrets, err := m.inv.Secrets(ctx, v.Cluster.Name)
 	if err != nil {
 		m.log.Error().Err(err).Str("machine", name).Msg("cannot ask the API")
-		return seldom
+		return answer{name, seldom, true}
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	stage, ready, err := m.talos.Status(ctx, v.Cluster, secrets, v.Machine.Address)
 	if err != nil {
-		return again // not up yet, or down: both are seen elsewhere
+		return answer{name, again, true} // not up yet, or down: its phase says so in time
 	}
 	after, err := m.inv.Record(ctx, inventory.Event{Kind: inventory.APIAnswered, Machine: name, Stage: stage, Ready: ready, Message: "its API answered: " + string(stage)})
 	if err != nil {
 		m.log.Error().Err(err).Str("machine", name).Msg("cannot record what the API said")
-		return again
+		return answer{name, again, true}
 	}
 	if after.Facts.Ready && !v.Facts.Ready {
 		m.log.Info().Str("machine", name).Msg("ready")
 	}
-	return every(after)
+	return answer{name, every(after), false}
 }
