@@ -40,6 +40,9 @@ runs: set talos.proxy of the daemon to its address.`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
+			if s.controlPlanes < 1 || s.workers < 0 {
+				return fmt.Errorf("--control-planes %d --workers %d is no rack: at least one control plane is needed", s.controlPlanes, s.workers)
+			}
 			if s.server, err = netip.ParseAddrPort(server); err != nil {
 				return fmt.Errorf("--dhcpv6 %q is not an address with a port, such as [::1]:547", server)
 			}

@@ -124,6 +124,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	d.run("bootstrap", bootstrap.New(keeper, api, component(o.Log, "bootstrap")).Run)
 	d.run("monitor", monitor.New(keeper, api, component(o.Log, "monitor")).Run)
 	d.run("sweep", d.sweep)
+	d.run("disk", func(ctx context.Context) error { return watchDisk(ctx, cfg.Data, component(o.Log, "disk")) })
 	operators := admin.New(admin.Config{Version: o.Version}, keeper, cfgs, uploads{blobs}, component(o.Log, "api"))
 	for _, l := range sockets.api {
 		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return operators.Serve(ctx, l) })
@@ -195,8 +196,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.log.Info().Stringer("dhcpv6", d.addrs.DHCPv6).Stringer("tftp", d.addrs.TFTP).Stringer("http", d.addrs.HTTP).
 		Stringer("events", d.addrs.Events).Str("socket", d.addrs.Socket).Msg("ready")
-	err := group.Wait()
-	return errors.Join(err, d.close())
+	<-ctx.Done()
+	d.log.Info().Msg("stopping")
+	err := errors.Join(group.Wait(), d.close())
+	d.log.Info().AnErr("reason", err).Msg("stopped")
+	return err
 }
 
 // Addrs says where the daemon listens.

@@ -87,7 +87,7 @@ func BenchmarkLookup(b *testing.B) {
 		lookups(b, keepers[i], n, 1)
 		first := time.Since(start)
 		lookups(b, keepers[i], n, 20_000) // warm
-		if memory := float64(max(heap()-before, 0)) / float64(n); i > 0 {
+		if memory := float64(heap()-before) / float64(n); i > 0 {
 			defer b.ReportMetric(float64(first.Milliseconds()), fmt.Sprintf("ms-to-first-answer-%dk", n/1000))
 			defer b.ReportMetric(memory, fmt.Sprintf("B/machine-%dk", n/1000))
 		}

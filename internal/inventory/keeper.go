@@ -39,7 +39,6 @@ type Keeper struct {
 	clusters  decoded[Cluster]
 	images    decoded[Image]
 	secrets   decoded[Secrets]
-	machines  decoded[Machine]
 	views     views
 }
 
@@ -233,7 +232,7 @@ func (k *Keeper) viewOf(ctx context.Context, name string, arch Arch) (View, erro
 		return View{}, err
 	}
 	v.epoch = epoch
-	if v.Facts.Current() != nil && v.imageFits() {
+	if v.imageFits() {
 		k.views.put(v)
 	}
 	return v, nil
@@ -241,11 +240,11 @@ func (k *Keeper) viewOf(ctx context.Context, name string, arch Arch) (View, erro
 
 // complete reads what belongs to a machine record.
 func (k *Keeper) complete(ctx context.Context, rec Record, arch Arch) (View, error) {
-	m, err := k.machines.of(rec)
+	m, err := decode[Machine](rec)
 	if err != nil {
 		return View{}, err
 	}
-	v := View{Machine: m}
+	v := View{Machine: &m}
 	v.Facts, err = getJSON[Facts](ctx, k.store, Key{BucketFacts, m.Name})
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return View{}, err

@@ -66,8 +66,8 @@ func listAll[T revisioned](ctx context.Context, s Store, b Bucket) ([]T, error) 
 	return out, nil
 }
 
-// decoded keeps the decoded form of records that are read again and again: a
-// cluster by all its machines, a machine by each step of its boot. The record is still read each time, and decoded anew when its
+// decoded keeps the decoded form of records that many machines share, such as
+// their cluster. The record is still read each time, and decoded anew when its
 // revision moved. Values are shared: nobody may modify them.
 type decoded[T revisioned] struct {
 	mu sync.RWMutex
@@ -87,11 +87,6 @@ func (d *decoded[T]) get(ctx context.Context, s Store, key Key) (*T, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.of(rec)
-}
-
-// of returns the decoded form of a record that was just read.
-func (d *decoded[T]) of(rec Record) (*T, error) {
 	d.mu.RLock()
 	hit, ok := d.m[rec.Key.ID]
 	d.mu.RUnlock()

@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// views keeps the views of machines that are in the middle of a boot, when each
-// step reads what the last one wrote. It may be kept because the Keeper is the
+// views keeps the views of machines that were asked for, since each step of a
+// boot reads what the last one wrote. It may be kept because the Keeper is the
 // one writer: every commit passes through [Keeper.update], which says here what
 // it touched before it returns. So a view from here is never older than a commit
 // that returned before it was asked for.
@@ -23,8 +23,8 @@ type views struct {
 	touched map[Key]uint64
 }
 
-// maxViews bounds the memory to some 30 MB; reaching it starts anew.
-const maxViews = 1 << 14
+// maxViews bounds the memory: a view takes about 1 KB. Reaching it starts anew.
+const maxViews = 1 << 20
 
 // get returns the view of a NIC's machine, or of a name, and the epoch, which a
 // view that is read instead must carry.
@@ -73,7 +73,7 @@ func (c *views) committed(writes []Write, rev uint64) {
 		switch w.Key.Bucket {
 		case BucketMachines, BucketFacts:
 			delete(c.view, w.Key.ID)
-			if c.touched == nil || len(c.touched) >= 4*maxViews {
+			if c.touched == nil || len(c.touched) >= 2*maxViews {
 				c.reset()
 			}
 			c.touched[w.Key] = max(c.touched[w.Key], rev)
