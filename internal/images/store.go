@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/singleflight"
 
@@ -35,6 +36,7 @@ const tempPrefix = ".import-"
 type Store struct {
 	dir string // DIR/sha256
 
+	placing   sync.Mutex         // held while a file gets its name, and while Sweep looks at one and removes it
 	verifying singleflight.Group // by hex digest
 	mu        sync.Mutex
 	verdicts  map[string]verdict // by hex digest
@@ -123,7 +125,10 @@ func (s *Store) receive(ctx context.Context, temp *os.File, r io.Reader, want st
 		return inventory.Blob{}, fmt.Errorf("importing image %s: %w", got, full(err))
 	}
 	// Renaming over a blob that is there already repairs one that was damaged.
-	if err := os.Rename(temp.Name(), s.path(got)); err != nil {
+	s.placing.Lock()
+	err = os.Rename(temp.Name(), s.path(got))
+	s.placing.Unlock()
+	if err != nil {
 		return inventory.Blob{}, fmt.Errorf("importing image %s: %w", got, full(err))
 	}
 	if err := syncDir(s.dir); err != nil {
@@ -228,10 +233,66 @@ func (s *Store) Delete(blob inventory.Blob) error {
 	if err != nil {
 		return fmt.Errorf("deleting image %s: %w", blob.SHA256, err)
 	}
-	s.mu.Lock()
-	delete(s.verdicts, blob.SHA256)
-	s.mu.Unlock()
+	s.forget(blob.SHA256)
 	return nil
+}
+
+// Sweep deletes the blobs that keep says no to and that were written longer ago
+// than olderThan, and returns how many. The age is for uploads whose image
+// record is still to come: it must be longer than operators take between the
+// two; sending the same file again makes it young. keep is asked with 64 hexadecimal
+// digits, right before each removal, and must not call Put. Files that are no blobs
+// stay. One that cannot be removed does not stop the others.
+func (s *Store) Sweep(keep func(sha256 string) bool, olderThan time.Duration) (int, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return 0, fmt.Errorf("sweeping the image folder: %w", err)
+	}
+	deleted, errs := 0, []error(nil)
+	before := time.Now().Add(-olderThan)
+	for _, e := range entries {
+		if checkDigest(e.Name()) != nil {
+			continue
+		}
+		gone, err := s.sweep(e.Name(), keep, before)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("sweeping image %s: %w", e.Name(), err))
+		}
+		if gone {
+			deleted++
+		}
+	}
+	if deleted > 0 {
+		errs = append(errs, syncDir(s.dir))
+	}
+	return deleted, errors.Join(errs...)
+}
+
+// sweep looks at one file again, for an import may have renewed it.
+func (s *Store) sweep(digest string, keep func(string) bool, before time.Time) (bool, error) {
+	s.placing.Lock()
+	defer s.placing.Unlock()
+	info, err := os.Lstat(s.path(digest))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if !info.Mode().IsRegular() || !info.ModTime().Before(before) || keep(digest) {
+		return false, nil
+	}
+	if err := os.Remove(s.path(digest)); err != nil {
+		return false, err
+	}
+	s.forget(digest)
+	return true, nil
+}
+
+func (s *Store) forget(digest string) {
+	s.mu.Lock()
+	delete(s.verdicts, digest)
+	s.mu.Unlock()
 }
 
 func (s *Store) path(digest string) string { return filepath.Join(s.dir, digest) }

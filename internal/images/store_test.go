@@ -10,11 +10,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/provisiond/provisiond/internal/inventory"
 )
@@ -264,5 +266,102 @@ func TestOpenRemovesUnfinishedImports(t *testing.T) {
 	}
 	if got := files(t, dir); len(got) != 1 || got[0] != blob.SHA256 {
 		t.Errorf("the folder holds %v", got)
+	}
+}
+
+// age sets when a blob was written.
+func age(t *testing.T, s *Store, blob inventory.Blob, d time.Duration) {
+	t.Helper()
+	at := time.Now().Add(-d)
+	if err := os.Chtimes(s.path(blob.SHA256), at, at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSweep(t *testing.T) {
+	s, dir := open(t)
+	named, old, young, future, again := put(t, s, []byte("named")), put(t, s, []byte("old")), put(t, s, []byte("young")), put(t, s, []byte("future")), put(t, s, []byte("again"))
+	for blob, d := range map[inventory.Blob]time.Duration{named: 48 * time.Hour, old: 48 * time.Hour, young: time.Hour, future: -time.Hour, again: 48 * time.Hour} {
+		age(t, s, blob, d)
+	}
+	put(t, s, []byte("again")) // a second upload makes it young
+	for _, name := range []string{tempPrefix + "1", "README", strings.Repeat("A", 64)} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		age(t, s, inventory.Blob{SHA256: name}, 48*time.Hour)
+	}
+	if err := os.Mkdir(filepath.Join(dir, strings.Repeat("b", 64)), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	age(t, s, inventory.Blob{SHA256: strings.Repeat("b", 64)}, 48*time.Hour)
+	reader, err := s.Open(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = reader.Close() }()
+
+	before := len(files(t, dir))
+	var asked []string
+	keep := func(d string) bool { asked = append(asked, d); return d == named.SHA256 }
+	n, err := s.Sweep(keep, 24*time.Hour)
+	if n != 1 || err != nil {
+		t.Errorf("swept %d, %v", n, err)
+	}
+	if got := files(t, dir); len(got) != before-1 || slices.Contains(got, old.SHA256) {
+		t.Errorf("the folder holds %q", got)
+	}
+	slices.Sort(asked)
+	want := []string{named.SHA256, old.SHA256}
+	if slices.Sort(want); !slices.Equal(asked, want) {
+		t.Errorf("keep was asked for %q, want those that are old enough: %q", asked, want)
+	}
+	if got, err := io.ReadAll(reader); string(got) != "old" || err != nil {
+		t.Errorf("a download that was under way got %q, %v", got, err)
+	}
+	if len(s.verdicts) != 0 {
+		t.Error("the verdict on a blob that is gone is still there")
+	}
+	if n, err := s.Sweep(keep, 24*time.Hour); n != 0 || err != nil {
+		t.Errorf("the second sweep: %d, %v", n, err)
+	}
+}
+
+// An import that comes while a sweep decides must find its blob there.
+func TestSweepDuringPut(t *testing.T) {
+	s, _ := open(t)
+	data := []byte("kernel")
+	blob := put(t, s, data)
+	age(t, s, blob, 48*time.Hour)
+	imported := make(chan struct{})
+	_, err := s.Sweep(func(string) bool {
+		go func() {
+			defer close(imported)
+			if _, err := s.Put(t.Context(), bytes.NewReader(data), "", 1<<20); err != nil {
+				t.Error(err)
+			}
+		}()
+		select { // room for the mistake: the import is done before the file is removed
+		case <-imported:
+		case <-time.After(50 * time.Millisecond):
+		}
+		return false
+	}, 24*time.Hour)
+	if err != nil {
+		t.Error(err)
+	}
+	<-imported
+	if !s.Has(blob) {
+		t.Error("the sweep removed what had just been imported")
+	}
+}
+
+func TestSweepWithoutFolder(t *testing.T) {
+	s, dir := open(t)
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Sweep(func(string) bool { return true }, time.Hour); err == nil {
+		t.Error("no error")
 	}
 }

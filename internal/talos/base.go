@@ -84,6 +84,7 @@ func newBase(in Input, rel release, t target, network string, layers []layer) (*
 	if err != nil {
 		return nil, err
 	}
+	own := identity(cfg) // before the merges: cfg's copies share its endpoint
 	docs, err := apply([]config.Document{cfg}, layers, func(p *patch) []config.Document { return p.main })
 	if err != nil {
 		return nil, err
@@ -106,6 +107,9 @@ func newBase(in Input, rel release, t target, network string, layers []layer) (*
 		return nil, fail("config", "", "no v1alpha1 document is left")
 	}
 	if err := checkMain(cfg, in.Machine.Role, rel); err != nil {
+		return nil, err
+	}
+	if err := checkIdentity(own, cfg); err != nil {
 		return nil, err
 	}
 	if err := checkText(text); err != nil {

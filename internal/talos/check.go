@@ -26,6 +26,7 @@ func checkMain(cfg *v1alpha1.Config, role inventory.Role, rel release) error {
 	}
 	for _, check := range []func() error{
 		func() error { return checkSecrets(cfg, role) },
+		func() error { return checkAcceptedCAs(cfg) },
 		func() error { return checkInstall(cfg.MachineConfig.MachineInstall) },
 		func() error { return checkImages(cfg, role, rel) },
 		func() error { return checkEndpoint(cfg.ClusterConfig.ControlPlane) },

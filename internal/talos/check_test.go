@@ -1,10 +1,13 @@
 package talos
 
 import (
+	"encoding/base64"
 	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/siderolabs/crypto/x509"
 
 	"github.com/provisiond/provisiond/internal/inventory"
 )
@@ -43,10 +46,14 @@ func TestMistakesInPatches(t *testing.T) {
 		{"unknown kind", doc("LinkCfg", "name: eth0"), "", "not registered"},
 		{"v1beta1", "{apiVersion: v1beta1, kind: LinkConfig, name: eth0}", "", "not registered"},
 		{"mirror with unbracketed address", doc("RegistryMirrorConfig", "name: docker.io, endpoints: [{url: 'http://fd00:7a10:b::1:5000'}]"), "", "invalid port"},
-		{"empty patch", "", "", "no document"},
-		{"remark only", "# a: b", "", "no document"},
-		{"empty documents", "---\n---\n", "", ""},
-		{"JSON patch of nothing", "[]", "", "no document"},
+		{"empty patch", "", "", "the patch is empty"},
+		{"blank patch", " \n\n", "", "the patch is empty"},
+		{"remark only", "# a: b", "", "the patch is empty"},
+		{"remarks and separators", "# a\n---\n# b\n---\n", "", "the patch is empty"},
+		{"empty documents", "---\n---\n", "", "the patch is empty"},
+		{"empty mapping", "{}", "", "the patch is empty"},
+		{"null", "~", "", "the patch is empty"},
+		{"JSON patch of nothing", "[]", "", "the patch is empty"},
 
 		// Refused by machinery and Talos.
 		{"default route as ::/0", doc("LinkConfig", "name: "+nic+", routes: [{destination: '::/0', gateway: 'fe80::1'}]"), "", "route 1 destination"},
@@ -67,9 +74,14 @@ func TestMistakesInPatches(t *testing.T) {
 		{"unknown key", "machine: {nosuchfield: x}", "", "nosuchfield"},
 		{"unquoted template", "machine: {sysctls: {a: {{ .Value }}}}", "", ""},
 		{"not YAML", "machine: [", "", ""},
-		{"hostname in v1alpha1, too", "machine: {network: {hostname: x}}", "", "static hostname is already set"},
-		{"nameservers in v1alpha1, too", "machine: {network: {nameservers: ['2001:db8::53']}}", "", "v1alpha1"},
-		{"time servers in v1alpha1, too", "machine: {time: {servers: [time.example.org]}}", "", "v1alpha1"},
+		{"hostname in v1alpha1, too", "machine: {network: {hostname: x}}", "machine.network.hostname", "made from the machine's name"},
+		{"stable host name", "machine: {features: {stableHostname: true}}", "machine.features.stableHostname", "made from the machine's name"},
+		{"nameservers in v1alpha1, too", "machine: {network: {nameservers: ['2001:db8::53']}}", "machine.network.nameservers", "ResolverConfig"},
+		{"search domains in v1alpha1, too", "machine: {network: {searchDomains: [example.org]}}", "machine.network.searchDomains", "ResolverConfig"},
+		{"no search domain in v1alpha1, too", "machine: {network: {disableSearchDomain: true}}", "machine.network.disableSearchDomain", "ResolverConfig"},
+		{"time servers in v1alpha1, too", "machine: {time: {servers: [time.example.org]}}", "machine.time.servers", "TimeSyncConfig"},
+		{"time off in v1alpha1, too", "machine: {time: {disabled: true}}", "machine.time.disabled", "TimeSyncConfig"},
+		{"boot timeout in v1alpha1, too", "machine: {time: {bootTimeout: 2m}}", "machine.time.bootTimeout", "TimeSyncConfig"},
 		{"extra kernel args", "machine: {install: {extraKernelArgs: [a=b]}}", "", "grubUseUKICmdline"},
 		{"endpoint unbracketed", "cluster: {controlPlane: {endpoint: 'https://2001:db8::1:6443'}}", "", ""},
 		{"host name of 64", doc("HostnameConfig", "hostname: "+strings.Repeat("a", 64)), "", "invalid hostname"},
@@ -165,6 +177,27 @@ func TestMistakesInPatches(t *testing.T) {
 		{"node network excluded only", "machine: {kubelet: {nodeIP: {validSubnets: ['!2001:db8::/64']}}}", "machine.kubelet.nodeIP.validSubnets", "no IPv6 network"},
 		{"etcd network IPv4 only", "cluster: {etcd: {advertisedSubnets: [10.0.0.0/8]}}", "cluster.etcd.advertisedSubnets", "no IPv6 network"},
 		{"etcd listens on IPv4 only", "cluster: {etcd: {listenSubnets: [10.0.0.0/8]}}", "cluster.etcd.listenSubnets", "no IPv6 network"},
+
+		// Well formed, and not this machine's or this cluster's.
+		{"another machine token", "machine: {token: abcdef.0123456789abcdef}", "machine.token", "comes from the cluster"},
+		{"another cluster id", "cluster: {id: " + strings.Repeat("A", 43) + "=}", "cluster.id", "comes from the cluster"},
+		{"another cluster secret", "cluster: {secret: " + strings.Repeat("A", 43) + "=}", "cluster.secret", "comes from the cluster"},
+		{"another cluster name", "cluster: {clusterName: other}", "cluster.clusterName", "comes from the cluster"},
+		{"another bootstrap token", "cluster: {token: abcdef.0123456789abcdef}", "cluster.token", "comes from the cluster"},
+		{"another secretbox key", "cluster: {secretboxEncryptionSecret: " + strings.Repeat("A", 43) + "=}", "cluster.secretboxEncryptionSecret", "comes from the cluster"},
+		{"an AES-CBC key beside", "cluster: {aescbcEncryptionSecret: " + strings.Repeat("A", 43) + "=}", "cluster.aescbcEncryptionSecret", "comes from the cluster"},
+		{"another endpoint", "cluster: {controlPlane: {endpoint: 'https://api.example.org:443'}}", "cluster.controlPlane.endpoint", "comes from the cluster"},
+		{"host name of another", doc("HostnameConfig", "hostname: cp-2"), "HostnameConfig.hostname", "not the name of the machine"},
+		{"host name in upper case", doc("HostnameConfig", "hostname: CP-1"), "HostnameConfig.hostname", "not the name of the machine"},
+		{"host name of another with a domain", doc("HostnameConfig", "hostname: cp-2.example.org"), "HostnameConfig.hostname", "not the name of the machine"},
+		{"host name deleted", doc("HostnameConfig", "$patch: delete"), "HostnameConfig", "makes up a name"},
+		{"sink deleted", doc("EventSinkConfig", "$patch: delete"), "EventSinkConfig", "does not report"},
+		{"link deleted", doc("LinkConfig", "name: "+nic+", $patch: delete"), link, "no link that is up"},
+		{"addresses deleted", doc("LinkConfig", "name: "+nic+", addresses: {$patch: delete}"), link, "no link that is up"},
+		{"link down", doc("LinkConfig", "name: "+nic+", up: false"), link, "no link that is up"},
+		{"accepted CA junk", "machine: {acceptedCAs: [{crt: anVuaw==}]}", "machine.acceptedCAs[0].crt", "PEM"},
+		{"accepted CA empty", "machine: {acceptedCAs: [{crt: ''}]}", "machine.acceptedCAs[0].crt", "missing"},
+		{"accepted Kubernetes CA junk", "cluster: {acceptedCAs: [{crt: anVuaw==}]}", "cluster.acceptedCAs[0].crt", "PEM"},
 		{"node network junk", "machine: {kubelet: {nodeIP: {validSubnets: [junk]}}}", "", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -187,6 +220,121 @@ func TestMistakesInPatches(t *testing.T) {
 				t.Errorf("got  %q: %s\nwant %q: ...%s...", fe.Field, fe.Problem, want, tc.text)
 			}
 		})
+	}
+}
+
+// The CAs of another cluster are as good as its own, for Talos; so are its own
+// beside another key, or a key where a worker has none.
+func TestForeignCAs(t *testing.T) {
+	text, err := NewSecrets("v1.13.6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := loadBundle(&inventory.Secrets{Bundle: text})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := loadBundle(testSecrets(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b64 := base64.StdEncoding.EncodeToString
+	pair := func(ca *x509.PEMEncodedCertificateAndKey) string {
+		return "{crt: " + b64(ca.Crt) + ", key: " + b64(ca.Key) + "}"
+	}
+	for field, patch := range map[string]string{
+		"machine.ca.crt":             "machine: {ca: " + pair(foreign.Certs.OS) + "}",
+		"cluster.ca.crt":             "cluster: {ca: " + pair(foreign.Certs.K8s) + "}",
+		"cluster.aggregatorCA.crt":   "cluster: {aggregatorCA: " + pair(foreign.Certs.K8sAggregator) + "}",
+		"cluster.etcd.ca.crt":        "cluster: {etcd: {ca: " + pair(foreign.Certs.Etcd) + "}}",
+		"cluster.serviceAccount.key": "cluster: {serviceAccount: {key: " + b64(foreign.Certs.K8sServiceAccount.Key) + "}}",
+		"machine.ca.key":             "machine: {ca: {crt: " + b64(own.Certs.OS.Crt) + ", key: " + b64(foreign.Certs.OS.Key) + "}}",
+	} {
+		in := testInput(t)
+		in.Machine.Patches = []string{patch}
+		_, err := testRenderer().Render(in)
+		wantField(t, err, "machine.patches[0] → "+field)
+		if err != nil && strings.Contains(err.Error(), "BEGIN") {
+			t.Error("the error shows a key")
+		}
+	}
+	worker := testInput(t).worker("w-1", "2001:db8::21")
+	worker.Machine.Patches = []string{"machine: {ca: " + pair(own.Certs.OS) + "}"}
+	_, err = testRenderer().Render(worker)
+	wantField(t, err, "machine.patches[0] → machine.ca.key")
+
+	in := testInput(t)
+	in.Cluster.Patches = []string{
+		"machine: {ca: " + pair(own.Certs.OS) + "}", // what it is anyway
+		"machine: {acceptedCAs: [{crt: " + b64(foreign.Certs.OS.Crt) + "}]}",
+	}
+	mustRender(t, testRenderer(), in)
+}
+
+// Without a sink of ours none is missed, and with DHCPv6 no address is.
+func TestDeletesThatTakeNothing(t *testing.T) {
+	in := testInput(t)
+	in.Machine.Addressing = inventory.DHCPv6
+	in.Machine.Patches = []string{strings.Join([]string{
+		doc("LinkConfig", "name: "+nic+", $patch: delete"), doc("DHCPv6Config", "name: "+nic+", $patch: delete"),
+		doc("BondConfig", "name: bond0, links: ["+nic+"], bondMode: active-backup"), doc("DHCPv6Config", "name: bond0"),
+	}, "\n---\n")}
+	mustRender(t, NewRenderer(Options{}), in)
+}
+
+func TestLegacyWithoutDocuments(t *testing.T) {
+	in := testInput(t)
+	in.Cluster.NTP, in.Subnet.DNS, in.Subnet.Domains = nil, nil, nil
+	in.Cluster.Patches = []string{"machine: {network: {nameservers: ['2001:db8::53']}, time: {servers: [time.example.org]}}"}
+	mustRender(t, testRenderer(), in)
+}
+
+func TestCheckPatches(t *testing.T) {
+	for name, tc := range map[string]struct {
+		patches []string
+		field   string
+	}{
+		"none":         {nil, ""},
+		"fine":         {[]string{"machine: {}", doc("LinkConfig", "name: eth1, mtu: 9000"), doc("LinkConfig", "name: eth9, $patch: delete")}, ""},
+		"empty":        {[]string{"machine: {}", "# later"}, "patches[1]"},
+		"JSON patch":   {[]string{`[{"op": "remove", "path": "/machine/token"}]`}, "patches[0]"},
+		"unknown kind": {[]string{doc("LinkCfg", "name: eth1")}, "patches[0]"},
+		"unknown key":  {[]string{"machine: {nosuch: 1}"}, "patches[0]"},
+		"not YAML":     {[]string{"machine: ["}, "patches[0]"},
+		"file":         {[]string{"@/etc/passwd"}, "patches[0]"},
+		"too many":     {make([]string, maxPatches+1), "patches"},
+		"too large":    {[]string{strings.Repeat("#", maxDocument+1)}, "patches[0]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := CheckPatches(tc.patches)
+			if tc.field != "" {
+				wantField(t, err, tc.field)
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestCheckVersion(t *testing.T) {
+	for _, v := range []string{"v1.12.0", "v1.13.6", "v1.13.0-beta.1"} {
+		if err := CheckVersion(v); err != nil {
+			t.Errorf("%s: %v", v, err)
+		}
+	}
+	for _, v := range []string{"", "1.13.6", "v1.13", "v9.9.9", "v1.11.0", "v1.14.0", "v1.13.6/x", "latest"} {
+		wantField(t, CheckVersion(v), "version")
+	}
+}
+
+func TestOptionsValidate(t *testing.T) {
+	for _, s := range []string{"", "tcp://[2001:db8::5]:514", "udp://[2001:db8::5]:514/", "tcp://log.example.org:514"} {
+		if err := (Options{KernelLog: s}).Validate(); err != nil {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+	for _, s := range []string{"[2001:db8::5]:514", "tcp://2001:db8::5:514", "tcp://[2001:db8::5]", "http://[2001:db8::5]:514", "tcp://[2001:db8::5]:0", "tcp://x:514/y", "junk"} {
+		wantField(t, Options{KernelLog: s}.Validate(), "talos.kernelLog")
 	}
 }
 
@@ -242,12 +390,12 @@ func TestGoodPatches(t *testing.T) {
 		"machine: {certSANs: ['2001:db8::1', api.example.org, '*.example.org']}",
 		"machine: {kubelet: {nodeIP: {validSubnets: ['2001:db8::/64', '!2001:db8::1/128', 10.0.0.0/8]}}}",
 		"cluster: {discovery: {enabled: true}}",
-		"cluster: {controlPlane: {endpoint: 'https://api.example.org:443'}}",
+		"cluster: {controlPlane: {endpoint: 'https://[2001:db8::10]:6443'}, clusterName: prod}", // what it is anyway
 		"cluster: {inlineManifests: [{name: x, contents: 'a: {{ .Value }} ${y}'}]}",
 		"machine: {files: [{path: /var/x, op: create, permissions: 0o600, content: '{{ x }} ${y}'}]}",
 		"machine: {udev: {rules: ['SUBSYSTEM==\"net\", RUN+=\"x ${y}\"']}}",
 		doc("HostnameConfig", "hostname: cp-1.example.org"),
-		doc("HostnameConfig", "hostname: CP-1"),
+		doc("HostnameConfig", "hostname: cp-1"),
 		doc("LinkConfig", "name: enp65s0f1np1d1v10"),
 		doc("LinkConfig", "name: eth1, addresses: [{address: '2001:db8:1::/127'}, {address: '2001:db8:2::5/128'}]"),
 		doc("LinkConfig", "name: eth1, routes: [{destination: '2001:db8:5::/48'}]"),

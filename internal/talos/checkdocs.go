@@ -197,11 +197,14 @@ func checkKernelLog(field, s string) error {
 // checkRoots parses what Talos only appends to a file: one broken certificate
 // makes Go's pool skip it silently, and the registry stays untrusted.
 func checkRoots(d *security.TrustedRootsConfigV1Alpha1) error {
-	const fix = "whole PEM certificates, as a block (|)"
 	if d.MetaName == "" {
 		return fail(path(d)+".name", "any name", "the document has no name")
 	}
-	at, rest := path(d)+".certificates", []byte(d.Certificates)
+	return checkPEM(path(d)+".certificates", "whole PEM certificates, as a block (|)", []byte(d.Certificates))
+}
+
+// checkPEM wants one certificate or several, and text only between them.
+func checkPEM(at, fix string, rest []byte) error {
 	for found := 0; ; found++ {
 		block, after := pem.Decode(rest)
 		if block == nil {

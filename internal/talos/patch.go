@@ -3,15 +3,17 @@ package talos
 import (
 	"errors"
 	"fmt"
+	"io"
 	"slices"
+	"strings"
 
-	jsonpatch "github.com/evanphx/json-patch"
 	coreconfig "github.com/siderolabs/talos/pkg/machinery/config"
 	"github.com/siderolabs/talos/pkg/machinery/config/config"
 	"github.com/siderolabs/talos/pkg/machinery/config/configloader"
 	"github.com/siderolabs/talos/pkg/machinery/config/configpatcher"
 	"github.com/siderolabs/talos/pkg/machinery/config/container"
 	"github.com/siderolabs/talos/pkg/machinery/config/types/v1alpha1"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/provisiond/provisiond/internal/inventory"
 )
@@ -34,12 +36,12 @@ func parsePatch(text string) (*patch, error) {
 	if len(text) > maxDocument {
 		return nil, fmt.Errorf("%d bytes are too many for a patch", len(text))
 	}
+	if isEmpty(text) { // which machinery takes for a JSON patch, or for a document without a kind
+		return nil, errors.New("the patch is empty")
+	}
 	loaded, err := configpatcher.LoadPatch([]byte(text))
 	if err != nil {
 		return nil, err
-	}
-	if none, ok := loaded.(jsonpatch.Patch); ok && len(none) == 0 { // what an empty text is taken for
-		return nil, errors.New("the patch holds no document")
 	}
 	merge, ok := loaded.(configpatcher.StrategicMergePatch)
 	if !ok {
@@ -54,6 +56,46 @@ func parsePatch(text string) (*patch, error) {
 		}
 	}
 	return p, nil
+}
+
+// isEmpty reports whether a YAML text has no key in any of its documents: it
+// is blank, or has comments, nulls, {} or [] only.
+func isEmpty(text string) bool {
+	dec := yaml.NewDecoder(strings.NewReader(text))
+	for {
+		var doc yaml.Node
+		if err := dec.Decode(&doc); err != nil {
+			return errors.Is(err, io.EOF)
+		}
+		for _, n := range doc.Content {
+			if len(n.Content) > 0 || n.Kind == yaml.AliasNode || n.Kind == yaml.ScalarNode && n.Tag != "!!null" {
+				return false
+			}
+		}
+	}
+}
+
+// CheckPatches returns an *inventory.FieldError on patches[i] for a patch that
+// is no strategic merge patch of documents Talos knows. Whether the config that
+// it makes can work shows only with a machine and a cluster, in
+// [Renderer.Render].
+func CheckPatches(patches []string) error {
+	if err := checkCount("patches", patches); err != nil {
+		return err
+	}
+	for i, text := range patches {
+		if _, err := parsePatch(text); err != nil {
+			return fail(fmt.Sprintf("patches[%d]", i), "", "%s", flatten(err))
+		}
+	}
+	return nil
+}
+
+func checkCount(field string, patches []string) error {
+	if len(patches) > maxPatches {
+		return fail(field, "put several documents into one patch", "%d patches are more than %d", len(patches), maxPatches)
+	}
+	return nil
 }
 
 // isMain reports whether a document is v1alpha1.Config or deletes inside it.
@@ -83,8 +125,8 @@ func (r *Renderer) layers(m *inventory.Machine, c *inventory.Cluster) ([]layer, 
 		field string
 		texts []string
 	}{{"cluster.patches", c.Patches}, {role, rolePatches}, {"machine.patches", m.Patches}} {
-		if len(list.texts) > maxPatches {
-			return nil, fail(list.field, "put several documents into one patch", "%d patches are more than %d", len(list.texts), maxPatches)
+		if err := checkCount(list.field, list.texts); err != nil {
+			return nil, err
 		}
 		for i, text := range list.texts {
 			field := fmt.Sprintf("%s[%d]", list.field, i)

@@ -38,6 +38,15 @@ type Options struct {
 	KernelLog string
 }
 
+// Validate returns an *inventory.FieldError, named as in the daemon's config
+// file, for what no machine could be given.
+func (o Options) Validate() error {
+	if o.KernelLog == "" {
+		return nil
+	}
+	return checkKernelLog("talos.kernelLog", o.KernelLog)
+}
+
 // Input is what one config is made of. All but Subnet must be set; a machine
 // with a static address needs that, too. Nothing in it is modified.
 type Input struct {
@@ -174,11 +183,17 @@ func (r *Renderer) assemble(in Input, rel release, layers []layer) (*Config, err
 	if err != nil {
 		return nil, fail("config", "", "%v", err)
 	}
+	if err := checkLegacy(b.config, docs); err != nil {
+		return nil, err
+	}
 	warnings, err := whole.Validate(metal{})
 	if err != nil {
 		return nil, fail("config", "", "%s", flatten(err))
 	}
 	if err := checkDocuments(docs); err != nil {
+		return nil, err
+	}
+	if err := r.checkOwn(in, docs); err != nil {
 		return nil, err
 	}
 	if err := checkText(own); err != nil {

@@ -276,7 +276,7 @@ func TestPatchOrderAndReach(t *testing.T) {
 	in := testInput(t)
 	in.Cluster.Patches = []string{
 		"machine: {sysctls: {who: cluster, cluster: yes}}",
-		"{apiVersion: v1alpha1, kind: HostnameConfig, hostname: from-cluster}",
+		"{apiVersion: v1alpha1, kind: HostnameConfig, hostname: cp-1.example.org}",
 	}
 	in.Cluster.ControlPlanePatches = []string{"machine: {sysctls: {who: role, role: yes}, kubelet: {nodeIP: {validSubnets: ['2001:db8:ff::/48']}}}\ncluster: {etcd: {advertisedSubnets: ['2001:db8:ff::/48']}}"}
 	in.Cluster.WorkerPatches = []string{"machine: {sysctls: {worker: yes}}"}
@@ -294,7 +294,7 @@ func TestPatchOrderAndReach(t *testing.T) {
 	if got := fmt.Sprint(v1.MachineConfig.MachineKubelet.KubeletNodeIP.KubeletNodeIPValidSubnets, v1.ClusterConfig.EtcdConfig.EtcdAdvertisedSubnets); got != "[2001:db8:ff::/48] [2001:db8:ff::/48]" {
 		t.Errorf("a patch's networks did not replace ours: %s", got)
 	}
-	if got := p.NetworkHostnameConfig().Hostname(); got != "from-cluster" {
+	if got := p.NetworkHostnameConfig().Hostname(); got != "cp-1.example.org" {
 		t.Errorf("hostname %s", got)
 	}
 	if got := fmt.Sprint(p.NetworkResolverConfig().Resolvers()); got != "[2001:db8::99]" {

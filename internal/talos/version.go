@@ -60,6 +60,13 @@ func parseRelease(field, version, schematic string) (release, error) {
 	return release{version, schematic, contract, compat}, nil
 }
 
+// CheckVersion refuses, as an *inventory.FieldError on "version", a Talos
+// version that no config can be rendered for.
+func CheckVersion(version string) error {
+	_, err := parseRelease("version", version, "")
+	return err
+}
+
 // releaseOf is what a machine netboots: its own image, or its cluster's. The
 // config must follow it, for Talos refuses keys that it does not know.
 func releaseOf(m *inventory.Machine, c *inventory.Cluster) (release, error) {
