@@ -2,7 +2,7 @@
 // OpenAPI 3.1 document that is made from the same Go types that serve it. It
 // changes the inventory through the interfaces in ports.go and decides nothing
 // itself. It has no login: it is served on a unix socket, whose permissions are
-// the access control, or on loopback.
+// the access control, or read-only and without secrets on loopback.
 package admin
 
 import (
@@ -33,6 +33,9 @@ type Config struct {
 	MaxBlob int64
 	// MaxWatchers is how many may follow the events at once. 0: 64.
 	MaxWatchers int
+	// ReadOnly is for a listener that anybody on the host can reach: it answers
+	// GET and HEAD, without secrets, and refuses everything else with 403.
+	ReadOnly bool
 	// Hosts are names by which browsers may reach the API, beside addresses and
 	// localhost; see guard.
 	Hosts []string
@@ -66,7 +69,7 @@ func New(cfg Config, inv Inventory, talos Talos, blobs Blobs, log zerolog.Logger
 	}
 	s := &Server{cfg: cfg, inv: inv, talos: talos, blobs: blobs, log: log, watchers: make(chan struct{}, cfg.MaxWatchers)}
 	router, _ := s.router()
-	s.handler = s.guard(s.logged(router))
+	s.handler = s.guard(s.logged(s.reading(router)))
 	return s
 }
 
@@ -119,7 +122,9 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 				Title:   "provisiond",
 				Version: s.cfg.Version,
 				Description: "Machines, clusters and boot images of a rack. Errors are RFC 9457 problems. " +
-					"GET answers an ETag that PUT, PATCH and DELETE take as If-Match.",
+					"GET answers an ETag that PUT, PATCH and DELETE take as If-Match. " +
+					"The unix socket, which is root's, answers everything. The TCP listener, which has no login, only reads: " +
+					"it answers 403 to every write and to whatever carries a secret (backup, talosconfig, kubeconfig, config?secrets=true).",
 			},
 			Tags: []*huma.Tag{
 				{Name: "machines"}, {Name: "clusters"}, {Name: "images"}, {Name: "events"}, {Name: "rack"},
@@ -183,6 +188,9 @@ func register[I, O any](s *Server, doc huma.API, op huma.Operation, h func(conte
 	op.Errors = errs
 	if len(errs) == 0 {
 		op.Errors = []int{http.StatusUnprocessableEntity}
+	}
+	if op.Method != http.MethodGet {
+		op.Errors = append(op.Errors, http.StatusForbidden) // see reading
 	}
 	if _, ok := reflect.TypeFor[I]().FieldByName("Body"); ok {
 		op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType)

@@ -172,6 +172,10 @@ func TestListPagesAndFilters(t *testing.T) {
 		"label=row%3Dr0&label=x%3Dy": 0,
 		"q=M-25":                     6,
 		"q=52-54-00-00-00-0A":        1,
+		"q=5254.0000.000a":           1,
+		"q=00000a":                   17, // m-010, and m-160 to m-175
+		"q=00-0a":                    1,
+		"q=0000.000a":                1,
 		"q=row%3Dr1&cluster=rack1":   43,
 	} {
 		for _, limit := range []int{1, 7, 100, 1000} {
@@ -244,7 +248,9 @@ func TestDiff(t *testing.T) {
 	}
 	r.must(201, "POST", "/api/v1/machines", `{"name":"w-1","macs":["525400000001"],"role":"worker"}`, nil)
 	r.must(409, "GET", "/api/v1/machines/w-1/diff", "", nil)
-	r.must(409, "GET", "/api/v1/machines/w-1/config", "", nil)
+	if rec := r.must(409, "GET", "/api/v1/machines/w-1/config", "", nil); !strings.Contains(rec.Body.String(), "machine set w-1 --cluster") {
+		t.Errorf("%s", rec.Body)
+	}
 }
 
 func TestFullDisk(t *testing.T) {
@@ -256,6 +262,7 @@ func TestFullDisk(t *testing.T) {
 
 func TestBrokenStore(t *testing.T) {
 	r := seed(t, Config{})
+	r.must(200, "PATCH", "/api/v1/clusters/rack1", `{"ntp":["2001:db8::123"]}`, nil) // the inventory forgets what it has read of its machines
 	r.store.broken = fmt.Errorf("bad block at /dev/sda")
 	for _, path := range []string{"/machines", "/machines/cp-1", "/clusters", "/clusters/rack1", "/images", "/discovered", "/export", "/status"} {
 		if rec := r.must(500, "GET", api.Prefix+path, "", nil); strings.Contains(rec.Body.String(), "/dev/sda") {
@@ -286,6 +293,16 @@ func TestImages(t *testing.T) {
 	var img api.Image
 	r.must(200, "PUT", "/api/v1/images/v1.13.6/default/amd64", body, &img)
 	if img.ID != "v1.13.6/default/amd64" || img.Schematic != "" || img.Kernel.Size != int64(len(kernel)) {
+		t.Errorf("%+v", img)
+	}
+	r.must(200, "PUT", "/api/v1/images/v1.13.6/default/amd64", body, nil) // the same once more
+	other := mustJSON(t, api.ImageSpec{Kernel: put1(r, kernel), Initramfs: put1(r, "another initramfs")})
+	rec = r.must(409, "PUT", "/api/v1/images/v1.13.6/default/amd64", other, nil)
+	if b := rec.Body.String(); !strings.Contains(b, sha(initramfs)) || !strings.Contains(b, sha("another initramfs")) || !strings.Contains(b, `"location":"body.initramfs"`) || strings.Contains(b, "body.kernel") {
+		t.Errorf("%s", b)
+	}
+	r.must(200, "PUT", "/api/v1/images/v1.13.6/default/amd64?replace=true", other, &img)
+	if img.Initramfs.SHA256 != sha("another initramfs") {
 		t.Errorf("%+v", img)
 	}
 	r.must(200, "PUT", "/api/v1/images/v1.13.6/abc/amd64", body, &img)

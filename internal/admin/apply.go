@@ -31,7 +31,8 @@ type step struct {
 type applyInput struct {
 	DryRun         bool `query:"dryRun" doc:"Only tell what would be done"`
 	CreateClusters bool `query:"createClusters" doc:"Create clusters that do not exist, each with new secrets. Without it they are errors: a rack applied again onto a lost database must not make a second cluster"`
-	Body           api.Rack
+	Force
+	Body api.Rack
 }
 
 // apply makes the inventory hold what the request declares. It plans every
@@ -42,7 +43,7 @@ func (s *Server) apply(ctx context.Context, in *applyInput) (*api.Applied, error
 	if err != nil {
 		return nil, err
 	}
-	p.createClusters = in.CreateClusters
+	p.createClusters, p.force = in.CreateClusters, in.Force
 	for i, spec := range in.Body.Clusters {
 		if err := p.cluster(ctx, fmt.Sprintf("clusters[%d]", i), spec); err != nil {
 			return nil, err
@@ -80,6 +81,7 @@ func (s *Server) apply(ctx context.Context, in *applyInput) (*api.Applied, error
 type plan struct {
 	*Server
 	createClusters bool // that do not exist
+	force          Force
 	steps          []step
 	wrong          []error
 
@@ -217,6 +219,11 @@ func (p *plan) machine(ctx context.Context, at string, spec api.MachineSpec) err
 	if err := p.taken(m); err != nil {
 		return p.refuse(at, err)
 	}
+	if old != nil {
+		if err := p.force.allow(p.machines[spec.Name], m); err != nil {
+			return p.refuse(at, err)
+		}
+	}
 	p.own(m, at)
 	st := step{at: at, change: api.Change{Kind: "machine", Name: m.Name, Action: update, Fields: differences(before, specOfMachine(m))}}
 	switch {
@@ -237,7 +244,10 @@ func (p *plan) machine(ctx context.Context, at string, spec api.MachineSpec) err
 	}
 	p.freed = p.freed || old != nil && old.Address != m.Address
 	if m.Cluster == "" {
-		return nil
+		if st.change.Action == unchanged {
+			return nil
+		}
+		return p.refuse(at, p.talos.CheckPatches(m.Patches))
 	}
 	c := p.clusters[m.Cluster]
 	switch {

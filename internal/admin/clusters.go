@@ -35,7 +35,7 @@ func (s *Server) clusterRoutes(doc huma.API) {
 		Summary: "Create a cluster", Description: "Makes its secrets, once.", DefaultStatus: http.StatusCreated},
 		s.createCluster, http.StatusConflict, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "import-cluster", Method: http.MethodPost, Path: "/clusters/import", Tags: tags,
-		Summary: "Take over a cluster whose secrets exist", Description: "What is left out is read from the file, where it tells.",
+		Summary: "Take over a cluster whose secrets exist", Description: "What is left out is read from the file, where it tells. The cluster is taken to run already and is never bootstrapped from here, unless new is true.",
 		DefaultStatus: http.StatusCreated}, s.importCluster, http.StatusConflict, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "get-cluster", Method: http.MethodGet, Path: "/clusters/{cluster}", Tags: tags,
 		Summary: "Show a cluster"}, s.getCluster, http.StatusNotFound)
@@ -123,7 +123,7 @@ func (s *Server) importCluster(ctx context.Context, in *struct{ Body api.Cluster
 	if err := s.vacant(ctx, c.Name); err != nil {
 		return nil, err
 	}
-	c.Imported = true
+	c.Imported = !in.Body.New
 	return s.storeNewCluster(ctx, c, file.Secrets)
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -38,26 +37,37 @@ func yamlResponses(what string) map[string]*huma.Response {
 func (s *Server) configRoutes(doc huma.API) {
 	register(s, doc, huma.Operation{OperationID: "get-machine-config", Method: http.MethodGet, Path: "/machines/{machine}/config", Tags: []string{"machines"},
 		Summary: "Show the Talos config a machine would get now", Responses: yamlResponses("Talos machine config")},
-		s.getConfig, http.StatusNotFound, http.StatusConflict)
+		s.getConfig, http.StatusNotFound, http.StatusConflict, http.StatusForbidden)
 	register(s, doc, huma.Operation{OperationID: "get-machine-diff", Method: http.MethodGet, Path: "/machines/{machine}/diff", Tags: []string{"machines"},
 		Summary: "Compare the config a machine would get now with the one it was last given"},
 		s.getDiff, http.StatusNotFound, http.StatusConflict)
 	register(s, doc, huma.Operation{OperationID: "get-talosconfig", Method: http.MethodGet, Path: "/clusters/{cluster}/talosconfig", Tags: []string{"clusters"},
 		Summary: "Make a talosconfig for an administrator", Description: "A secret. Its making is in the event log.", Responses: yamlResponses("For talosctl")},
 		func(ctx context.Context, in *ClusterPath) (*yamlAnswer, error) {
+			if err := s.tell(); err != nil {
+				return nil, err
+			}
 			return yamlFile(s.talos.Talosconfig(ctx, in.Name))
-		}, http.StatusNotFound)
+		}, http.StatusNotFound, http.StatusForbidden)
 	register(s, doc, huma.Operation{OperationID: "get-kubeconfig", Method: http.MethodGet, Path: "/clusters/{cluster}/kubeconfig", Tags: []string{"clusters"},
 		Summary: "Make a kubeconfig for an administrator", Description: "A secret. Its making is in the event log.", Responses: yamlResponses("For kubectl")},
 		func(ctx context.Context, in *ClusterPath) (*yamlAnswer, error) {
+			if err := s.tell(); err != nil {
+				return nil, err
+			}
 			return yamlFile(s.talos.Kubeconfig(ctx, in.Name))
-		}, http.StatusNotFound)
+		}, http.StatusNotFound, http.StatusForbidden)
 }
 
 func (s *Server) getConfig(ctx context.Context, in *struct {
 	MachinePath
 	Secrets bool `query:"secrets" doc:"With its secrets; that is in the event log then"`
 }) (*yamlAnswer, error) {
+	if in.Secrets {
+		if err := s.tell(); err != nil {
+			return nil, err
+		}
+	}
 	v, err := s.configured(ctx, in.Ref)
 	if err != nil {
 		return nil, err
@@ -69,7 +79,8 @@ func (s *Server) getConfig(ctx context.Context, in *struct {
 func (s *Server) configured(ctx context.Context, ref string) (inventory.View, error) {
 	v, err := s.inv.Machine(ctx, ref)
 	if err == nil && v.Cluster == nil {
-		err = fmt.Errorf("machine %s belongs to no cluster and so has no config: %w", v.Machine.Name, inventory.ErrRefused)
+		err = &inventory.FieldError{Field: "path.machine", Problem: v.Machine.Name + " belongs to no cluster and so has no config",
+			Fix: "provisiond machine set " + v.Machine.Name + " --cluster CLUSTER", Err: inventory.ErrRefused}
 	}
 	return v, err
 }

@@ -40,6 +40,9 @@ func machineFrom(spec api.MachineSpec, old *inventory.Machine) (*inventory.Machi
 			errs = append(errs, badField("address", "a bare address such as 2001:db8::11", "%q is not an IPv6 address", spec.Address))
 		}
 	}
+	if _, err := inventory.ParseMAC(spec.Name); err == nil && old == nil {
+		errs = append(errs, badField("name", "a name such as cp-1; the MAC goes into macs", "%s is a MAC address, and would be looked up as one", spec.Name))
+	}
 	if old != nil {
 		m.Created, m.Rev = old.Created, old.Rev
 		if !m.Address.IsValid() {

@@ -162,6 +162,22 @@ func (t *fakeTalos) Check(_ context.Context, c *inventory.Cluster, secrets []byt
 	return nil
 }
 
+func (t *fakeTalos) CheckPatches(patches []string) error {
+	for i, p := range patches {
+		if strings.Contains(p, "bad") {
+			return badField(fmt.Sprintf("patches[%d]", i), "mend it", "unknown key")
+		}
+	}
+	return nil
+}
+
+func (t *fakeTalos) CheckVersion(version string) error {
+	if !strings.HasPrefix(version, "v1.1") {
+		return badField("version", "v1.12 or v1.13", "%s is not supported", version)
+	}
+	return nil
+}
+
 func (t *fakeTalos) Render(_ context.Context, v inventory.View, redact bool) ([]byte, error) {
 	token := "hunter2"
 	if redact {

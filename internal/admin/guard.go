@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5/middleware"
 	"github.com/rs/zerolog"
 )
@@ -35,10 +36,39 @@ func (s *Server) guard(next http.Handler) http.Handler {
 			return
 		}
 		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = &patientBody{r.Body, http.NewResponseController(w)}
+			// A copy: net/http looks at its own whether the client still waits to
+			// be told that it may send (RFC 9110 section 10.1.1).
+			patient := *r
+			patient.Body = &patientBody{r.Body, http.NewResponseController(w)}
+			r = &patient
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// readOnly is what a read-only server says to the rest.
+const readOnly = "this address only reads and tells no secrets, since everybody on the host can call it: use the unix socket of provisiond, as root"
+
+// reading refuses what is not a read on a read-only server.
+func (s *Server) reading(next http.Handler) http.Handler {
+	if !s.cfg.ReadOnly {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			writeProblem(w, http.StatusForbidden, readOnly)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// tell refuses an answer that carries a secret on a read-only server.
+func (s *Server) tell() error {
+	if s.cfg.ReadOnly {
+		return huma.Error403Forbidden(readOnly)
+	}
+	return nil
 }
 
 // patientBody reads a request body for as long as bytes keep coming.

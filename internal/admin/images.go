@@ -24,7 +24,8 @@ func (s *Server) imageRoutes(doc huma.API) {
 	register(s, doc, huma.Operation{OperationID: "get-image", Method: http.MethodGet, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
 		Summary: "Show a boot image"}, s.getImage, http.StatusNotFound)
 	register(s, doc, huma.Operation{OperationID: "put-image", Method: http.MethodPut, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
-		Summary: "Add or replace a boot image", Description: "Its kernel and initramfs must have been uploaded."}, s.putImage, http.StatusInsufficientStorage)
+		Summary: "Add or replace a boot image", Description: "Its kernel and initramfs must have been uploaded. An image that is there with other content is replaced only if replace is true."},
+		s.putImage, http.StatusConflict, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "delete-image", Method: http.MethodDelete, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
 		Summary: "Remove a boot image"}, s.deleteImage, http.StatusNotFound)
 	register(s, doc, huma.Operation{OperationID: "put-blob", Method: http.MethodPut, Path: "/images/blobs/{sha256}", Tags: tags,
@@ -63,8 +64,12 @@ func (s *Server) getImage(ctx context.Context, in *ImagePath) (*imageAnswer, err
 
 func (s *Server) putImage(ctx context.Context, in *struct {
 	ImagePath
-	Body api.ImageSpec
+	Replace bool `query:"replace" doc:"Replace an image of other content"`
+	Body    api.ImageSpec
 }) (*imageAnswer, error) {
+	if err := s.talos.CheckVersion(in.Version); err != nil {
+		return nil, under("path", err)
+	}
 	img := in.image()
 	img.Kernel, img.Initramfs = inventory.Blob(in.Body.Kernel), inventory.Blob(in.Body.Initramfs)
 	for _, f := range []struct {
@@ -82,10 +87,33 @@ func (s *Server) putImage(ctx context.Context, in *struct {
 	if err := errors.Join(s.blobs.CheckKernel(img.Kernel, img.Arch), s.blobs.CheckInitramfs(img.Initramfs)); err != nil {
 		return nil, err
 	}
+	if !in.Replace {
+		if err := s.another(ctx, img); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.inv.PutImage(ctx, img); err != nil {
 		return nil, err
 	}
 	return s.getImage(ctx, &in.ImagePath)
+}
+
+// another refuses an image that is there with other content: machines of one
+// version would boot two different things.
+func (s *Server) another(ctx context.Context, img *inventory.Image) error {
+	list, err := s.inv.Images(ctx)
+	i := slices.IndexFunc(list, func(old inventory.Image) bool { return old.ID() == img.ID() })
+	if err != nil || i < 0 {
+		return err
+	}
+	differs := func(field string, old, new inventory.Blob) error {
+		if old == new {
+			return nil
+		}
+		return &inventory.FieldError{Field: field, Problem: fmt.Sprintf("%s has the one with SHA-256 %s, and this one has %s", img.ID(), old.SHA256, new.SHA256),
+			Fix: "if it is meant, --replace, or replace=true in the API", Err: inventory.ErrExists}
+	}
+	return errors.Join(differs("kernel", list[i].Kernel, img.Kernel), differs("initramfs", list[i].Initramfs, img.Initramfs))
 }
 
 func (s *Server) deleteImage(ctx context.Context, in *ImagePath) (*struct{}, error) {

@@ -19,7 +19,7 @@ type MachineFilter struct {
 	Role    string   `query:"role" enum:"controlplane,worker"`
 	Phase   string   `query:"phase" enum:"registered,offered,loading,configuring,installing,booting,ready,stalled,failed"`
 	Label   []string `query:"label,explode" doc:"Only machines with this label, key=value; repeat it for several" example:"[\"rack=a1\"]"`
-	Q       string   `query:"q" doc:"Only machines with this text in name, MAC, address, UUID, serial or a label"`
+	Q       string   `query:"q" doc:"Only machines with this text in name, MAC (any notation), address, UUID, serial or a label"`
 }
 
 // Page asks for one page of a list.
@@ -52,7 +52,7 @@ func (p *ImagePath) image() *inventory.Image {
 type EventFilter struct {
 	Machine string `query:"machine" doc:"Only events of this machine"`
 	Cluster string `query:"cluster" doc:"Only events that name this cluster"`
-	Kind    string `query:"kind" doc:"Only events of this kind" example:"config-served"`
+	Kind    string `query:"kind" doc:"Only events of this kind" enum:"solicited,offered,loader-served,script-served,kernel-served,initramfs-served,config-served,config-refused,reported,api-answered,declined,bootstrap-claimed,bootstrap-sent,bootstrap-accepted,bootstrap-declined,bootstrap-waits,bootstrap-done,registered,changed,removed,cluster-created,cluster-changed,cluster-removed,image-added,image-removed,secrets-read"`
 }
 
 func (f *EventFilter) match(e *inventory.Event) bool {

@@ -41,13 +41,13 @@ func (s *Server) machineRoutes(doc huma.API) {
 		Summary: "Show a machine"}, s.getMachine, http.StatusNotFound)
 	register(s, doc, huma.Operation{OperationID: "put-machine", Method: http.MethodPut, Path: "/machines/{machine}", Tags: tags,
 		Summary:     "Register or replace a machine",
-		Description: "What is left out becomes empty, but for the address, which is kept. If-Match: * never registers."},
+		Description: "What is left out becomes empty, but for the address, which is kept. If-Match: * never registers. " + forced},
 		s.putMachine, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "patch-machine", Method: http.MethodPatch, Path: "/machines/{machine}", Tags: tags,
-		Summary: "Change fields of a machine", Description: "A JSON merge patch (RFC 7396): null removes a field, a list is replaced whole."},
+		Summary: "Change fields of a machine", Description: "A JSON merge patch (RFC 7396): null removes a field, a list is replaced whole. " + forced},
 		s.patchMachine, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "delete-machine", Method: http.MethodDelete, Path: "/machines/{machine}", Tags: tags,
-		Summary: "Forget a machine", Description: "The machine itself is not touched; seen again, it is a discovered one."},
+		Summary: "Forget a machine", Description: "The machine itself is not touched; seen again, it is a discovered one. One that has its config is forgotten only if force is true."},
 		s.deleteMachine, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed)
 	register(s, doc, huma.Operation{OperationID: "list-boots", Method: http.MethodGet, Path: "/machines/{machine}/boots", Tags: tags,
 		Summary: "List the last boots of a machine", Description: "Newest first, each with the time of its steps."}, s.listBoots, http.StatusNotFound)
@@ -112,9 +112,6 @@ func (f *MachineFilter) matcher() (func(*api.Machine) bool, error) {
 		labels = append(labels, label{key, value})
 	}
 	q := strings.ToLower(f.Q)
-	if mac, err := inventory.ParseMAC(f.Q); err == nil {
-		q = string(mac)
-	}
 	return func(m *api.Machine) bool {
 		if f.Cluster != "" && m.Cluster != f.Cluster || f.Role != "" && m.Role != f.Role || f.Phase != "" && m.Phase.Phase != f.Phase {
 			return false
@@ -129,7 +126,13 @@ func (f *MachineFilter) matcher() (func(*api.Machine) bool, error) {
 }
 
 func mentions(m *api.Machine, q string) bool {
-	texts := append([]string{m.Name, m.Address, m.Facts.UUID, m.Facts.Serial}, m.MACs...)
+	texts := []string{m.Name, m.Address, m.Facts.UUID, m.Facts.Serial}
+	for _, mac := range m.MACs { // in every notation, so that a part of one is found too
+		texts = append(texts, mac, strings.ReplaceAll(mac, ":", "-"), inventory.MAC(mac).Plain())
+		if b := inventory.MAC(mac).Bytes(); len(b) == 6 {
+			texts = append(texts, fmt.Sprintf("%x.%x.%x", b[:2], b[2:4], b[4:]))
+		}
+	}
 	for k, v := range m.Labels {
 		texts = append(texts, k+"="+v)
 	}
@@ -179,6 +182,11 @@ func (s *Server) storeMachine(ctx context.Context, m *inventory.Machine, rev uin
 			return nil, err
 		}
 	}
+	if m.Cluster == "" {
+		if err := s.talos.CheckPatches(m.Patches); err != nil {
+			return nil, err
+		}
+	}
 	if _, err := s.inv.PutMachine(ctx, m, rev); err != nil {
 		return nil, err
 	}
@@ -192,6 +200,7 @@ func noCluster(name string) error {
 func (s *Server) putMachine(ctx context.Context, in *struct {
 	MachinePath
 	Precondition
+	Force
 	Body api.MachineSpec
 }) (*machineAnswer, error) {
 	v, err := s.inv.Machine(ctx, in.Ref)
@@ -209,6 +218,9 @@ func (s *Server) putMachine(ctx context.Context, in *struct {
 	m, err := machineFrom(named(in.Body, name), v.Machine)
 	if err == nil {
 		err = sameName(m.Name, name)
+	}
+	if err == nil && v.Machine != nil {
+		err = in.allow(v, m)
 	}
 	if err != nil {
 		return nil, err
@@ -234,6 +246,7 @@ func sameName(got, want string) error {
 func (s *Server) patchMachine(ctx context.Context, in *struct {
 	MachinePath
 	Precondition
+	Force
 	Body map[string]any `contentType:"application/merge-patch+json" doc:"Fields of MachineSpec to change"`
 }) (*machineAnswer, error) {
 	v, err := s.inv.Machine(ctx, in.Ref)
@@ -252,6 +265,9 @@ func (s *Server) patchMachine(ctx context.Context, in *struct {
 	m, err := machineFrom(spec, v.Machine)
 	if err == nil {
 		err = sameName(m.Name, v.Machine.Name)
+	}
+	if err == nil {
+		err = in.allow(v, m)
 	}
 	if err != nil {
 		return nil, err
@@ -311,6 +327,7 @@ func merged(target, patch any) any {
 func (s *Server) deleteMachine(ctx context.Context, in *struct {
 	MachinePath
 	Precondition
+	Force
 }) (*struct{}, error) {
 	v, err := s.inv.Machine(ctx, in.Ref)
 	if err != nil {
@@ -318,6 +335,9 @@ func (s *Server) deleteMachine(ctx context.Context, in *struct {
 	}
 	rev, err := in.rev(v.Machine.Rev)
 	if err != nil {
+		return nil, err
+	}
+	if err := in.allow(v, nil); err != nil {
 		return nil, err
 	}
 	return nil, s.inv.DeleteMachine(ctx, v.Machine.Name, rev)

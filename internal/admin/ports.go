@@ -95,6 +95,12 @@ type Talos interface {
 	// of each role, which checks the cluster by itself. m may have no address
 	// yet: any will do.
 	Check(ctx context.Context, c *inventory.Cluster, secrets []byte, m *inventory.Machine) error
+	// CheckPatches refuses patches that no machine could take, with a FieldError on
+	// patches[i]. It is for a machine without a cluster, which has no config yet.
+	CheckPatches(patches []string) error
+	// CheckVersion refuses a Talos that no config can be made for, with a
+	// FieldError on version.
+	CheckVersion(version string) error
 	// Render returns the config a machine would get now, as YAML.
 	Render(ctx context.Context, v inventory.View, redact bool) ([]byte, error)
 	// LastServed returns the config a machine was last given, redacted, the hash

@@ -19,7 +19,7 @@ func (s *Server) rackRoutes(doc huma.API) {
 		Summary: "Make clusters and machines be as declared",
 		Description: "Creates and updates what differs and never deletes. Everything is checked before anything is written, and " +
 			"every error names its place, such as machines[3].address. A cluster that does not exist is an error on its name, " +
-			"unless createClusters is true."},
+			"unless createClusters is true; so is a new role, cluster or address of a machine that runs, unless force is."},
 		func(ctx context.Context, in *applyInput) (*struct{ Body api.Applied }, error) {
 			result, err := s.apply(ctx, in)
 			if err != nil {
@@ -33,7 +33,7 @@ func (s *Server) rackRoutes(doc huma.API) {
 		Summary: "Everything, secrets included, as one consistent file",
 		Responses: map[string]*huma.Response{"200": {Description: "The database", Content: map[string]*huma.MediaType{
 			"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}},
-		}}}}, s.backup)
+		}}}}, s.backup, http.StatusForbidden)
 	register(s, doc, huma.Operation{OperationID: "status", Method: http.MethodGet, Path: "/status", Tags: tags,
 		Summary: "The rack at a glance"}, s.status)
 	register(s, doc, huma.Operation{OperationID: "version", Method: http.MethodGet, Path: "/version", Tags: tags,
@@ -61,6 +61,9 @@ func (s *Server) export(ctx context.Context, _ *struct{}) (*struct{ Body api.Rac
 // backup streams. An error after the first byte breaks the connection off, so
 // that nobody takes a part for the whole.
 func (s *Server) backup(ctx context.Context, _ *struct{}) (*huma.StreamResponse, error) {
+	if err := s.tell(); err != nil {
+		return nil, err
+	}
 	return &huma.StreamResponse{Body: func(hctx huma.Context) {
 		_, w := humachi.Unwrap(hctx)
 		w.Header().Set("Content-Type", "application/octet-stream")

@@ -45,10 +45,13 @@ func New(version string, serve ...*cobra.Command) *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&a.server, "server", server, "where provisiond listens: unix:///path or http://[::1]:port; $"+ServerVariable)
 	root.AddCommand(serve...)
-	root.AddCommand(
+	for _, cmd := range []*cobra.Command{
 		a.machineCommand(), a.clusterCommand(), a.imageCommand(),
 		a.applyCommand(), a.exportCommand(), a.statusCommand(), a.eventsCommand(), a.discoveredCommand(), a.backupCommand(), a.versionCommand(),
-	)
+	} {
+		a.complete(cmd)
+		root.AddCommand(cmd)
+	}
 	return root
 }
 

@@ -58,6 +58,22 @@ func (talosStub) Check(_ context.Context, c *inventory.Cluster, _ []byte, _ *inv
 	return nil
 }
 
+func (talosStub) CheckPatches(patches []string) error {
+	for i, p := range patches {
+		if strings.Contains(p, "bad") {
+			return &inventory.FieldError{Field: fmt.Sprintf("patches[%d]", i), Problem: "unknown key bad"}
+		}
+	}
+	return nil
+}
+
+func (talosStub) CheckVersion(version string) error {
+	if !strings.HasPrefix(version, "v1.13.") {
+		return &inventory.FieldError{Field: "version", Problem: version + " is not supported"}
+	}
+	return nil
+}
+
 func (talosStub) Render(_ context.Context, v inventory.View, redact bool) ([]byte, error) {
 	return fmt.Appendf(nil, "name: %s\nredacted: %v\n", v.Machine.Name, redact), nil
 }
@@ -128,6 +144,9 @@ func amd64Kernel() []byte {
 
 func xz() []byte { return []byte("\xfd7zXZ\x00an initramfs") }
 
+// keeperKey is where a script has its inventory.
+type keeperKey struct{}
+
 // TestScripts runs the commands of testdata/script as an operator would, each
 // file against a provisiond of its own.
 func TestScripts(t *testing.T) {
@@ -136,6 +155,10 @@ func TestScripts(t *testing.T) {
 		case "/image/" + plainSchematic + "/v1.13.6/kernel-amd64", "/image/abc/v1.13.6/kernel-amd64":
 			_, _ = w.Write(amd64Kernel())
 		case "/image/" + plainSchematic + "/v1.13.6/initramfs-amd64.xz", "/image/abc/v1.13.6/initramfs-amd64.xz":
+			_, _ = w.Write(xz())
+		case "/image/" + plainSchematic + "/v9.9.9/kernel-amd64":
+			_, _ = w.Write(amd64Kernel())
+		case "/image/" + plainSchematic + "/v9.9.9/initramfs-amd64.xz":
 			_, _ = w.Write(xz())
 		default:
 			http.NotFound(w, r)
@@ -157,8 +180,10 @@ func TestScripts(t *testing.T) {
 				_ = os.RemoveAll(dir)
 			})
 			env.Setenv(ServerVariable, d.server)
+			env.Values[keeperKey{}] = d.keeper
 			env.Setenv("FACTORY", factory.URL)
 			return errors.Join(
+				os.WriteFile(filepath.Join(env.WorkDir, "large"), bytes.Repeat([]byte("#"), maxText+1), 0o600),
 				os.WriteFile(filepath.Join(env.WorkDir, "kernel"), amd64Kernel(), 0o600),
 				os.WriteFile(filepath.Join(env.WorkDir, "initramfs"), xz(), 0o600))
 		},
@@ -170,6 +195,20 @@ func TestScripts(t *testing.T) {
 				if fmt.Sprint(got) == args[0] == neg {
 					ts.Fatalf("exit code %d: %s%s", got, out.String(), err.String())
 				}
+			},
+			// seen MAC: the machine has fetched its config.
+			"seen": func(ts *testscript.TestScript, _ bool, args []string) {
+				keeper := ts.Value(keeperKey{}).(*inventory.Keeper)
+				for _, kind := range []inventory.Kind{inventory.Solicited, inventory.ConfigServed} {
+					_, err := keeper.Record(context.Background(), inventory.Event{Kind: kind, MAC: inventory.MAC(args[0]), Client: inventory.FirmwarePXE, XID: 7, Hash: "h"})
+					ts.Check(err)
+				}
+			},
+			// append FILE: a byte.
+			"append": func(ts *testscript.TestScript, _ bool, args []string) {
+				b, err := os.ReadFile(ts.MkAbs(args[0]))
+				ts.Check(err)
+				ts.Check(os.WriteFile(ts.MkAbs(args[0]), append(b, 'x'), 0o600))
 			},
 			// mode FILE BITS
 			"mode": func(ts *testscript.TestScript, neg bool, args []string) {
@@ -283,6 +322,25 @@ func TestFollow(t *testing.T) {
 	}
 	if code := <-done; code != exitOK {
 		t.Errorf("exit code %d", code)
+	}
+}
+
+// TestReadOnlyServer says where to go instead, also to who sends it much.
+func TestReadOnlyServer(t *testing.T) {
+	api := admin.New(admin.Config{ReadOnly: true}, nil, talosStub{}, nil, zerolog.Nop())
+	server := httptest.NewServer(api.Handler())
+	defer server.Close()
+	large := filepath.Join(t.TempDir(), "kernel")
+	if err := os.WriteFile(large, make([]byte, 4<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		"cluster kubeconfig rack1", "cluster talosconfig rack1", "backup " + large + ".copy", "machine config cp-1 --show-secrets", "machine delete cp-1",
+		"image add --version v1.13.6 --arch amd64 --kernel " + large + " --initramfs " + large,
+	} {
+		if code, _, stderr := run(t, server.URL, strings.Fields(line)...); code != exitError || !strings.Contains(stderr, "use the unix socket of provisiond, as root") {
+			t.Errorf("%s: %d %s", line, code, stderr)
+		}
 	}
 }
 

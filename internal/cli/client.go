@@ -33,7 +33,7 @@ func (a *app) client() (*client, error) {
 		return nil, usagef("--server %q is no address: write unix:///path or http://[::1]:port", a.server)
 	}
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
-	transport := &http.Transport{DialContext: dialer.DialContext, ResponseHeaderTimeout: 10 * time.Minute}
+	transport := &http.Transport{DialContext: dialer.DialContext, ResponseHeaderTimeout: 10 * time.Minute, ExpectContinueTimeout: 5 * time.Second}
 	c := &client{server: a.server, http: &http.Client{Transport: transport}}
 	switch {
 	case u.Scheme == "unix" && u.Host == "" && strings.HasPrefix(u.Path, "/"):
@@ -152,6 +152,7 @@ func (c *client) send(ctx context.Context, method, path string, query url.Values
 	case length >= 0:
 		req.ContentLength = length
 		req.Header.Set("Content-Type", "application/octet-stream")
+		req.Header.Set("Expect", "100-continue") // a refusal comes before the bytes, not as a broken pipe
 	case method == http.MethodPatch:
 		req.Header.Set("Content-Type", "application/merge-patch+json")
 	case body != nil:

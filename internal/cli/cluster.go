@@ -33,7 +33,7 @@ func (a *app) clusterCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.newCluster(cmd, out, path("clusters"), args[0], spec)
+		return a.newCluster(cmd, out, "created", path("clusters"), args[0], spec)
 	}
 	return cmd
 }
@@ -42,28 +42,32 @@ func (a *app) clusterImport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "import NAME --secrets FILE", Short: "Take over a cluster whose secrets exist", Args: cobra.ExactArgs(1),
 		Long: "Take over a cluster whose secrets exist. FILE is the secrets.yaml or controlplane.yaml that talosctl wrote;\n" +
-			"flags that are left out are read from it, where it tells.",
+			"flags that are left out are read from it, where it tells.\n\n" +
+			"The cluster is taken to run already: provisiond never bootstraps it, whatever its machines look like, since a\n" +
+			"second bootstrap would make a second etcd. For secrets that were made and never used, say --new: then it is\n" +
+			"bootstrapped, once, as one that was created here.",
 	}
 	object := bind(cmd, clusterFields())
 	out := (&format{"table"}).bind(cmd)
 	file := cmd.Flags().String("secrets", "", "secrets.yaml or controlplane.yaml; - for standard input")
+	unused := cmd.Flags().Bool("new", false, "these secrets were never used: bootstrap the cluster")
 	_ = cmd.MarkFlagRequired("secrets") // the flag is there
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		spec, err := object()
 		if err != nil {
 			return err
 		}
-		b, err := readInput(*file, cmd.InOrStdin())
+		b, err := readText("secrets", *file, cmd.InOrStdin(), maxText)
 		if err != nil {
 			return err
 		}
-		spec["secrets"] = string(b)
-		return a.newCluster(cmd, out, path("clusters", "import"), args[0], spec)
+		spec["secrets"], spec["new"] = string(b), *unused
+		return a.newCluster(cmd, out, "imported", path("clusters", "import"), args[0], spec)
 	}
 	return cmd
 }
 
-func (a *app) newCluster(cmd *cobra.Command, out *format, path, name string, spec map[string]any) error {
+func (a *app) newCluster(cmd *cobra.Command, out *format, verb, path, name string, spec map[string]any) error {
 	c, err := a.client()
 	if err != nil {
 		return err
@@ -74,17 +78,16 @@ func (a *app) newCluster(cmd *cobra.Command, out *format, path, name string, spe
 		return err
 	}
 	return out.print(cmd, cl, func(w io.Writer) {
-		verb := "created"
-		if cl.Imported {
-			verb = "imported"
-		}
 		row(w, fmt.Sprintf("%s %s with Talos %s and Kubernetes %s at %s", verb, cl.Name, cl.TalosVersion, cl.KubernetesVersion, cl.Endpoint))
+		if cl.Imported {
+			row(w, "it is taken to run already and is never bootstrapped from here")
+		}
 	})
 }
 
 func (a *app) clusterSet() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "set NAME", Short: "Change what was said of a cluster; only the flags given", Args: cobra.ExactArgs(1),
+		Use: "set CLUSTER", Short: "Change what was said of a cluster; only the flags given", Args: cobra.ExactArgs(1),
 		Long: "Change what was said of a cluster. Only the flags given change anything: a list is replaced whole, an empty\n" +
 			"value removes the field. Machines get the new config when they boot over the network next.",
 	}
@@ -92,7 +95,7 @@ func (a *app) clusterSet() *cobra.Command {
 	out := (&format{"table"}).bind(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var cl api.Cluster
-		if err := a.patch(cmd, path("clusters", args[0]), object, &cl); err != nil {
+		if err := a.patch(cmd, path("clusters", args[0]), nil, object, &cl); err != nil {
 			return err
 		}
 		return out.print(cmd, cl, func(w io.Writer) { describeCluster(w, &cl) })
@@ -130,7 +133,7 @@ func bootstrap(b api.Bootstrap) string {
 }
 
 func (a *app) clusterShow() *cobra.Command {
-	return get(a, "show NAME", "Show a cluster", "clusters", describeCluster)
+	return get(a, "show CLUSTER", "Show a cluster", "clusters", describeCluster)
 }
 
 func describeCluster(w io.Writer, c *api.Cluster) {
@@ -156,25 +159,25 @@ func describeCluster(w io.Writer, c *api.Cluster) {
 	pair(w, "reason", c.Bootstrap.Reason)
 	pair(w, "created", when(c.Created))
 	if c.Imported {
-		pair(w, "secrets", "imported")
+		pair(w, "imported", "taken to run already, never bootstrapped from here")
 	}
 }
 
 func (a *app) clusterDelete() *cobra.Command {
-	cmd := &cobra.Command{Use: "delete NAME --yes", Aliases: []string{"rm"}, Short: "Remove a cluster without machines, and its secrets for good", Args: cobra.ExactArgs(1)}
+	cmd := &cobra.Command{Use: "delete CLUSTER --yes", Aliases: []string{"rm"}, Short: "Remove a cluster without machines, and its secrets for good", Args: cobra.ExactArgs(1)}
 	yes := cmd.Flags().Bool("yes", false, "yes, the secrets too")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !*yes {
 			return usagef("this deletes the secrets of %s for good: take a backup first, and add --yes", args[0])
 		}
-		return a.remove(cmd, args, "clusters")
+		return a.remove(cmd, args, nil, "clusters")
 	}
 	return cmd
 }
 
 func (a *app) clusterAccess(what, short string) *cobra.Command {
-	cmd := &cobra.Command{Use: what + " NAME", Short: short, Args: cobra.ExactArgs(1)}
-	file := cmd.Flags().StringP("output", "o", "", "file to write, mode 0600 (default: standard output)")
+	cmd := &cobra.Command{Use: what + " CLUSTER", Short: short, Args: cobra.ExactArgs(1)}
+	file := cmd.Flags().String("to", "", "file to write, mode 0600, in place of one that is there (default: standard output)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return a.copyText(cmd, *file, nil, "clusters", args[0], what)
 	}

@@ -58,6 +58,10 @@ func (c *client) newest(cmd *cobra.Command, out *format, q url.Values, limit int
 	if err := c.call(cmd.Context(), http.MethodGet, path("events"), q, nil, &page); err != nil {
 		return "", err
 	}
+	if len(page.Items) == 0 {
+		c.missing(cmd, "machine", q)
+		c.missing(cmd, "cluster", q)
+	}
 	for _, e := range page.Items {
 		last = max(last, e.ID)
 		if err := printEvent(cmd, out, e); err != nil {

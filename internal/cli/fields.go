@@ -2,7 +2,6 @@ package cli
 
 import (
 	"io"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -115,7 +114,7 @@ func (f *field) value(cmd *cobra.Command) (any, error) {
 	switch f.kind {
 	case files:
 		for i, s := range list {
-			content, err := textOrFile(s, cmd.InOrStdin())
+			content, err := textOrFile(f.flag, s, cmd.InOrStdin())
 			if err != nil {
 				return nil, err
 			}
@@ -140,19 +139,11 @@ func (f *field) value(cmd *cobra.Command) (any, error) {
 }
 
 // textOrFile reads @FILE, or standard input for @-; anything else is the text.
-func textOrFile(s string, stdin io.Reader) (string, error) {
+func textOrFile(flag, s string, stdin io.Reader) (string, error) {
 	name, ok := strings.CutPrefix(s, "@")
 	if !ok {
 		return s, nil
 	}
-	b, err := readInput(name, stdin)
+	b, err := readText(flag, name, stdin, maxText)
 	return string(b), err
-}
-
-// readInput reads a file, or standard input for -.
-func readInput(name string, stdin io.Reader) ([]byte, error) {
-	if name == "-" {
-		return io.ReadAll(stdin)
-	}
-	return os.ReadFile(name)
 }

@@ -39,6 +39,7 @@ func (a *app) imageCommand() *cobra.Command {
 type imageFlags struct {
 	version, schematic, arch string
 	kernelSum, initramfsSum  string
+	replace                  bool
 }
 
 func (f *imageFlags) bind(cmd *cobra.Command) {
@@ -47,6 +48,7 @@ func (f *imageFlags) bind(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.schematic, "schematic", "", "Image Factory schematic (default: plain Talos)")
 	cmd.Flags().StringVar(&f.kernelSum, "kernel-sha256", "", "refuse a kernel with another SHA-256")
 	cmd.Flags().StringVar(&f.initramfsSum, "initramfs-sha256", "", "refuse an initramfs with another SHA-256")
+	cmd.Flags().BoolVar(&f.replace, "replace", false, "replace an image of the same name and other content")
 	for _, name := range []string{"version", "arch"} {
 		_ = cmd.MarkFlagRequired(name) // the flag is there
 	}
@@ -181,8 +183,12 @@ func (a *app) upload(cmd *cobra.Command, f *imageFlags, kernel, initramfs string
 	if spec.Initramfs, err = c.put(cmd, "initramfs", initramfs, f.initramfsSum); err != nil {
 		return err
 	}
+	q := url.Values{}
+	if f.replace {
+		q.Set("replace", "true")
+	}
 	var img api.Image
-	if err := c.call(cmd.Context(), http.MethodPut, path("images", f.version, cmp.Or(f.schematic, api.DefaultSchematic), f.arch), nil, spec, &img); err != nil {
+	if err := c.call(cmd.Context(), http.MethodPut, path("images", f.version, cmp.Or(f.schematic, api.DefaultSchematic), f.arch), q, spec, &img); err != nil {
 		return err
 	}
 	row(cmd.OutOrStdout(), "added "+img.ID)
@@ -193,13 +199,13 @@ func (a *app) upload(cmd *cobra.Command, f *imageFlags, kernel, initramfs string
 func (c *client) put(cmd *cobra.Command, what, name, want string) (blob api.Blob, err error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return blob, err
+		return blob, fmt.Errorf("--%s %s: %w", what, name, cause(err))
 	}
 	defer func() { _ = f.Close() }() // it was only read
 	h := sha256.New()
 	size, err := io.Copy(h, f)
 	if err != nil {
-		return blob, err
+		return blob, fmt.Errorf("--%s %s: %w", what, name, cause(err))
 	}
 	sum := hex.EncodeToString(h.Sum(nil))
 	if want != "" && !strings.EqualFold(want, sum) {
@@ -250,7 +256,7 @@ func (a *app) imageDelete() *cobra.Command {
 					return usagef("%q is no image: write VERSION/SCHEMATIC/ARCH, such as v1.13.6/default/amd64", id)
 				}
 			}
-			return a.remove(cmd, args, "images")
+			return a.remove(cmd, args, nil, "images")
 		},
 	}
 }

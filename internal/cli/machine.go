@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -56,13 +58,15 @@ func (a *app) machineSet() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "set MACHINE", Short: "Change what was said of a machine; only the flags given", Args: cobra.ExactArgs(1),
 		Long: "Change what was said of a machine, a name or one of its MACs. Only the flags given change\n" +
-			"anything: a list is replaced whole, an empty value removes the field, --label KEY- a label.",
+			"anything: a list is replaced whole, an empty value removes the field, --label KEY- a label.\n\n" +
+			"A machine that has its config keeps its role, cluster and address unless --yes says that they are meant.",
 	}
 	object := bind(cmd, machineFields())
 	out := (&format{"table"}).bind(cmd)
+	force := bindYes(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var m api.Machine
-		if err := a.patch(cmd, path("machines", args[0]), object, &m); err != nil {
+		if err := a.patch(cmd, path("machines", args[0]), force(), object, &m); err != nil {
 			return err
 		}
 		return out.print(cmd, m, func(w io.Writer) { describeMachine(w, &m) })
@@ -71,7 +75,7 @@ func (a *app) machineSet() *cobra.Command {
 }
 
 // patch changes the fields whose flags were given.
-func (a *app) patch(cmd *cobra.Command, path string, object func() (map[string]any, error), out any) error {
+func (a *app) patch(cmd *cobra.Command, path string, query url.Values, object func() (map[string]any, error), out any) error {
 	changes, err := object()
 	if err != nil {
 		return err
@@ -83,7 +87,20 @@ func (a *app) patch(cmd *cobra.Command, path string, object func() (map[string]a
 	if err != nil {
 		return err
 	}
-	return c.call(cmd.Context(), http.MethodPatch, path, nil, changes, out)
+	return c.call(cmd.Context(), http.MethodPatch, path, query, changes, out)
+}
+
+// bindYes adds the flag without which a machine that has its config is left as
+// it is. The function it returns makes the API's parameter of it.
+func bindYes(cmd *cobra.Command) func() url.Values {
+	yes := cmd.Flags().Bool("yes", false, "yes, also for a machine that runs or has fetched its config")
+	return func() url.Values {
+		q := url.Values{}
+		if *yes {
+			q.Set("force", "true")
+		}
+		return q
+	}
 }
 
 func (a *app) machineList() *cobra.Command {
@@ -105,6 +122,9 @@ func (a *app) machineList() *cobra.Command {
 		machines, err := list[api.Machine](cmd.Context(), c, path("machines"), q)
 		if err != nil {
 			return err
+		}
+		if len(machines) == 0 {
+			c.missing(cmd, "cluster", q)
 		}
 		return out.print(cmd, machines, func(w io.Writer) {
 			row(w, "NAME", "CLUSTER", "ROLE", "PHASE", "SINCE", "ADDRESS", "MAC", "REASON")
@@ -129,6 +149,20 @@ func filters(cmd *cobra.Command, usage map[string]string) func() url.Values {
 			}
 		}
 		return q
+	}
+}
+
+// missing tells of a filter that names what is not there, for a list that came
+// out empty. It is no error: the log may name what was removed long ago.
+func (c *client) missing(cmd *cobra.Command, what string, q url.Values) {
+	name := q.Get(what)
+	if name == "" {
+		return
+	}
+	var p *problem
+	err := c.call(cmd.Context(), http.MethodGet, path(what+"s", name), nil, nil, nil)
+	if errors.As(err, &p) && p.Status == http.StatusNotFound {
+		say(cmd.ErrOrStderr(), "no %s %s", what, name)
 	}
 }
 
@@ -241,21 +275,22 @@ func (a *app) machineBoots() *cobra.Command {
 }
 
 func (a *app) machineDelete() *cobra.Command {
-	return &cobra.Command{
-		Use: "delete MACHINE...", Aliases: []string{"rm"}, Short: "Forget machines; nothing is done to them", Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.remove(cmd, args, "machines") },
-	}
+	cmd := &cobra.Command{Use: "delete MACHINE...", Aliases: []string{"rm"}, Short: "Forget machines; nothing is done to them", Args: cobra.MinimumNArgs(1),
+		Long: "Forget machines; nothing is done to them. One that runs, or has fetched its config, is forgotten only with --yes."}
+	force := bindYes(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return a.remove(cmd, args, force(), "machines") }
+	return cmd
 }
 
 // remove deletes each of names, and says so.
-func (a *app) remove(cmd *cobra.Command, names []string, collection ...string) error {
+func (a *app) remove(cmd *cobra.Command, names []string, query url.Values, collection ...string) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
 		segments := append(slices.Clone(collection), strings.Split(name, "/")...)
-		if err := c.call(cmd.Context(), http.MethodDelete, path(segments...), nil, nil, nil); err != nil {
+		if err := c.call(cmd.Context(), http.MethodDelete, path(segments...), query, nil, nil); err != nil {
 			return err
 		}
 		row(cmd.OutOrStdout(), "deleted "+name)
@@ -290,7 +325,8 @@ func (a *app) copyText(cmd *cobra.Command, file string, query url.Values, segmen
 		_, err = cmd.OutOrStdout().Write(b)
 		return err
 	}
-	return writeSecret(file, strings.NewReader(string(b)))
+	_, err = writeSecret(file, bytes.NewReader(b))
+	return err
 }
 
 func (a *app) machineDiff() *cobra.Command {

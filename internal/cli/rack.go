@@ -7,7 +7,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/url"
+	"os"
 	"slices"
 	"strings"
 
@@ -22,15 +22,17 @@ func (a *app) applyCommand() *cobra.Command {
 		Long: "Make clusters and machines be as a YAML file declares: creates and updates what differs, and never deletes.\n" +
 			"Everything is checked first. The file has the form that export prints.\n\n" +
 			"A cluster that does not exist is refused, since its secrets are made once: applied onto a lost database, the\n" +
-			"file must not make a second cluster beside the one that runs. Where a new one is meant, say --create-clusters.",
+			"file must not make a second cluster beside the one that runs. Where a new one is meant, say --create-clusters.\n\n" +
+			"A machine that has its config keeps its role, cluster and address unless --yes says that they are meant.",
 	}
 	file := cmd.Flags().StringP("filename", "f", "", "rack.yaml; - for standard input")
 	dryRun := cmd.Flags().Bool("dry-run", false, "only tell what would be done")
 	createClusters := cmd.Flags().Bool("create-clusters", false, "create the clusters that do not exist, with new secrets")
+	force := bindYes(cmd)
 	out := (&format{"table"}).bind(cmd)
 	_ = cmd.MarkFlagRequired("filename") // the flag is there
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		b, err := readInput(*file, cmd.InOrStdin())
+		b, err := readText("filename", *file, cmd.InOrStdin(), maxRack)
 		if err != nil {
 			return err
 		}
@@ -46,7 +48,7 @@ func (a *app) applyCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		q := url.Values{}
+		q := force()
 		if *dryRun {
 			q.Set("dryRun", "true")
 		}
@@ -104,6 +106,7 @@ func (a *app) exportCommand() *cobra.Command {
 			"empty provisiond can make other clusters of this, not the same ones. To move a provisiond, use backup."}
 	out := &format{"yaml"}
 	cmd.Flags().StringVarP(&out.name, "output", "o", "yaml", "json or yaml")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]cobra.Completion{"json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if out.name == "table" {
 			return usagef("-o table: write json or yaml")
@@ -186,25 +189,36 @@ func (a *app) discoveredCommand() *cobra.Command {
 }
 
 func (a *app) backupCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "backup FILE", Short: "Save everything, secrets included, to a file of mode 0600", Args: cobra.ExactArgs(1),
 		Long: "Save everything, secrets included, to a file of mode 0600; - for standard output. The file is whole or not\n" +
 			"written at all. Boot images are not in it.",
-		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			resp, err := c.send(cmd.Context(), http.MethodGet, path("backup"), nil, nil, -1, nil)
-			if err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, resp.Body.Close()) }()
-			if args[0] == "-" {
-				_, err = io.Copy(cmd.OutOrStdout(), resp.Body)
-				return err
-			}
-			return writeSecret(args[0], resp.Body)
-		},
 	}
+	force := cmd.Flags().Bool("force", false, "replace a file that is there")
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		name := args[0]
+		if _, err := os.Lstat(name); err == nil && name != "-" && !*force {
+			return fmt.Errorf("%s is there already: choose another name, or add --force", name)
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		resp, err := c.send(cmd.Context(), http.MethodGet, path("backup"), nil, nil, -1, nil)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, resp.Body.Close()) }()
+		if name == "-" {
+			_, err = io.Copy(cmd.OutOrStdout(), resp.Body)
+			return err
+		}
+		size, err := writeSecret(name, resp.Body)
+		if err != nil {
+			return err
+		}
+		row(cmd.OutOrStdout(), fmt.Sprintf("saved %s, %d bytes, with all secrets", name, size))
+		return nil
+	}
+	return cmd
 }

@@ -24,6 +24,7 @@ type ClusterSpec struct {
 // ClusterImport is a cluster whose secrets exist already.
 type ClusterImport struct {
 	ClusterSpec
+	New bool `json:"new,omitempty" doc:"These secrets were never used: bootstrap the cluster. Left out: it is taken to run already and is never bootstrapped from here"`
 	// Secrets is never logged and never answered.
 	Secrets string `json:"secrets" doc:"The secrets.yaml or controlplane.yaml that talosctl gen wrote, as text" minLength:"1" writeOnly:"true"`
 }
@@ -32,7 +33,7 @@ type ClusterImport struct {
 type Cluster struct {
 	ClusterSpec
 	Created   time.Time `json:"created,omitzero"`
-	Imported  bool      `json:"imported,omitempty" doc:"Its secrets came from outside"`
+	Imported  bool      `json:"imported,omitempty" doc:"It is taken to run already, and is never bootstrapped from here"`
 	Rev       uint64    `json:"rev" doc:"Revision of the record; its ETag"`
 	Bootstrap Bootstrap `json:"bootstrap"`
 }

@@ -27,27 +27,27 @@ type Blob struct {
 
 // Event is something that happened.
 type Event struct {
-	ID       uint64    `json:"id"`
-	Time     time.Time `json:"time"`
-	Kind     string    `json:"kind"`
-	MAC      string    `json:"mac,omitempty"`
-	Machine  string    `json:"machine,omitempty"`
-	Cluster  string    `json:"cluster,omitempty"`
-	Boot     uint64    `json:"boot,omitempty" doc:"Number of the boot"`
-	Message  string    `json:"message,omitempty"`
-	Client   string    `json:"client,omitempty"`
-	Arch     string    `json:"arch,omitempty"`
-	Source   string    `json:"source,omitempty" doc:"Evidence that gave the MAC"`
-	UUID     string    `json:"uuid,omitempty"`
-	Serial   string    `json:"serial,omitempty"`
-	Peer     string    `json:"peer,omitempty"`
-	Relay    string    `json:"relay,omitempty"`
-	Subnet   string    `json:"subnet,omitempty"`
-	Plan     string    `json:"plan,omitempty"`
-	Hash     string    `json:"hash,omitempty"`
-	Stage    string    `json:"stage,omitempty"`
-	Ready    bool      `json:"ready,omitempty"`
-	Error    string    `json:"error,omitempty"`
+	ID      uint64    `json:"id"`
+	Time    time.Time `json:"time"`
+	Kind    string    `json:"kind"`
+	MAC     string    `json:"mac,omitempty"`
+	Machine string    `json:"machine,omitempty"`
+	Cluster string    `json:"cluster,omitempty"`
+	Boot    uint64    `json:"boot,omitempty" doc:"Number of the boot"`
+	Message string    `json:"message,omitempty"`
+	Client  string    `json:"client,omitempty"`
+	Arch    string    `json:"arch,omitempty"`
+	Source  string    `json:"source,omitempty" doc:"Evidence that gave the MAC"`
+	UUID    string    `json:"uuid,omitempty"`
+	Serial  string    `json:"serial,omitempty"`
+	Peer    string    `json:"peer,omitempty"`
+	Relay   string    `json:"relay,omitempty"`
+	Subnet  string    `json:"subnet,omitempty"`
+	Plan    string    `json:"plan,omitempty"`
+	Hash    string    `json:"hash,omitempty"`
+	Stage   string    `json:"stage,omitempty"`
+	Ready   bool      `json:"ready,omitempty"`
+	Error   string    `json:"error,omitempty"`
 }
 
 // Status is the rack at a glance.
