@@ -27,8 +27,15 @@ func serveCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := readConfig(path)
-			if err != nil || check {
+			if err != nil {
 				return err
+			}
+			if check {
+				if err := cfg.CheckHost(); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is fine\n", path)
+				return nil
 			}
 			d, err := daemon.New(cmd.Context(), daemon.Options{Config: cfg, Version: version, Log: logger(cfg, cmd.ErrOrStderr())})
 			if err != nil {
@@ -38,7 +45,7 @@ func serveCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", defaultConfig, "config file; deploy/provisiond.example.yaml is its manual")
-	cmd.Flags().BoolVar(&check, "check", false, "check the config file and exit")
+	cmd.Flags().BoolVar(&check, "check", false, "check the config file, the interfaces and the loaders it names, and exit")
 	return cmd
 }
 

@@ -1,20 +1,20 @@
 package daemon
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
+	"net"
 	"net/netip"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
-	"go.yaml.in/yaml/v4"
-
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/loaders"
+	"github.com/provisiond/provisiond/internal/talos"
 )
 
 // rawConfig is the config file as it is written. deploy/provisiond.example.yaml
@@ -114,13 +114,8 @@ const (
 // with its line, and every error names the field and what to write.
 func ParseConfig(text []byte) (*Config, error) {
 	var raw rawConfig
-	dec := yaml.NewDecoder(bytes.NewReader(text))
-	dec.KnownFields(true)
-	if err := dec.Decode(&raw); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = errors.New("the file is empty")
-		}
-		return nil, fmt.Errorf("config: %s", strings.TrimPrefix(err.Error(), "yaml: "))
+	if err := decode(text, &raw); err != nil {
+		return nil, err
 	}
 	c := &Config{
 		Data:       orString(raw.Data, "/var/lib/provisiond"),
@@ -153,6 +148,9 @@ func ParseConfig(text []byte) (*Config, error) {
 	if c.Loaders == nil {
 		c.Loaders = loaders.Defaults()
 	}
+	if err := checkLoaderNames(c.Loaders); err != nil {
+		return nil, err
+	}
 	var err error
 	if c.Boot, err = firstLoaders(raw.Boot, c.Loaders); err != nil {
 		return nil, err
@@ -184,18 +182,19 @@ func (c *Config) validate(format string) error {
 	if err := inventory.ValidateSubnets(c.Subnets); err != nil {
 		return err
 	}
+	if err := c.checkServers(); err != nil {
+		return err
+	}
 	for i := range c.Subnets {
 		s := &c.Subnets[i]
-		if s.Prefix.Contains(c.Address) {
-			if s.Machines.Contains(c.Address) || s.Pool.Contains(c.Address) {
-				return bad(fmt.Sprintf("subnets[%d]", i), "leave it out of both ranges", "the daemon's own address %s lies in a range that is handed out", c.Address)
-			}
-			s.Reserved = append(s.Reserved, c.Address)
+		if s.Machines.Contains(c.Address) || s.Pool.Contains(c.Address) {
+			return bad(fmt.Sprintf("subnets[%d]", i), "leave it out of both ranges", "the daemon's own address %s lies in a range that is handed out", c.Address)
 		}
 		if s.Interface != "" && !slices.Contains(c.Interfaces, s.Interface) {
 			return bad(fmt.Sprintf("subnets[%d].interface", i), "add it to interfaces", "%s is not one of the interfaces we listen on", s.Interface)
 		}
 	}
+	c.reserve()
 	if c.Advertise && len(c.Interfaces) == 0 {
 		return bad("interfaces", "name the interfaces to advertise on", "router advertisements are on and there is no interface")
 	}
@@ -208,6 +207,18 @@ func (c *Config) validate(format string) error {
 	if c.Socket == "" && !c.Listen.IsValid() {
 		return bad("api", "set socket or listen", "the API listens nowhere")
 	}
+	if p := c.HTTPPort; p != 0 && p == c.EventsPort {
+		return bad("ports.events", "choose another", "%d is the port of http, too", p)
+	}
+	if p := c.DHCPv6Port; p != 0 && p == c.TFTPPort {
+		return bad("ports.tftp", "choose another", "%d is the port of dhcpv6, too", p)
+	}
+	if c.TalosProxy != "" && !isHostPort(c.TalosProxy) {
+		return bad("talos.proxy", "HOST:PORT without a scheme, such as [2001:db8::3]:3128", "%q is not a host and a port", c.TalosProxy)
+	}
+	if err := (talos.Options{KernelLog: c.KernelLog}).Validate(); err != nil {
+		return err
+	}
 	switch c.LogLevel {
 	case "trace", "debug", "info", "warn", "error":
 	default:
@@ -217,6 +228,93 @@ func (c *Config) validate(format string) error {
 	case "", "json", "console":
 	default:
 		return bad("log.format", "json or console", "%q is not a format", format)
+	}
+	return nil
+}
+
+// checkServers wants addresses that machines can ask. A link-local one needs a
+// zone, which differs from machine to machine.
+func (c *Config) checkServers() error {
+	for i := range c.Subnets {
+		for _, list := range []struct {
+			name  string
+			addrs []netip.Addr
+		}{{"dns", c.Subnets[i].DNS}, {"ntp", c.Subnets[i].NTP}} {
+			for j, a := range list.addrs {
+				if !a.Is6() || a.Is4In6() || !a.IsGlobalUnicast() || a.Zone() != "" {
+					return &inventory.FieldError{
+						Field:   fmt.Sprintf("subnets[%d].%s[%d]", i, list.name, j),
+						Problem: fmt.Sprintf("%q is not an IPv6 address that machines can ask", a),
+						Fix:     "a global or unique-local address such as 2001:db8::53",
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// reserve keeps from machines what others have: this host, the routers and the
+// servers, each in the subnet it lies in.
+func (c *Config) reserve() {
+	taken := []netip.Addr{c.Address}
+	for i := range c.Subnets {
+		s := &c.Subnets[i]
+		taken = slices.Concat(taken, []netip.Addr{s.Gateway}, s.DNS, s.NTP)
+	}
+	for i := range c.Subnets {
+		s := &c.Subnets[i]
+		for _, a := range taken {
+			if s.Prefix.Contains(a) && !slices.Contains(s.Reserved, a) {
+				s.Reserved = append(s.Reserved, a)
+			}
+		}
+	}
+}
+
+// CheckHost compares the config with this host: its interfaces exist, and its
+// loaders are UEFI programs for their architecture. It opens no socket. Each
+// problem is an *inventory.FieldError; all are joined.
+func (c *Config) CheckHost() error {
+	var errs []error
+	for i, name := range c.Interfaces {
+		if _, err := net.InterfaceByName(name); err != nil {
+			errs = append(errs, &inventory.FieldError{Field: fmt.Sprintf("interfaces[%d]", i), Problem: fmt.Sprintf("%q: %v", name, err), Fix: "`ip link` lists the interfaces"})
+		}
+	}
+	_, err := loaders.New(loaders.Config{Files: c.Loaders})
+	return errors.Join(append(errs, err)...)
+}
+
+// isHostPort reports whether s is HOST:PORT with a name or an address.
+func isHostPort(s string) bool {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return false
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return false
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	return hostName.MatchString(host)
+}
+
+var (
+	hostName   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
+	loaderName = regexp.MustCompile(`^(amd64|arm64)/[A-Za-z0-9_-][A-Za-z0-9._-]*\.efi$`)
+)
+
+// checkLoaderNames wants names that go into URLs and boot options as they are.
+func checkLoaderNames(files map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if !loaderName.MatchString(name) {
+			return &inventory.FieldError{Field: "loaders", Problem: fmt.Sprintf("%q is not the name of a loader", name), Fix: "ARCH/FILE.efi, such as amd64/snponly.efi or arm64/ipxe.efi"}
+		}
+		if files[name] == "" {
+			return &inventory.FieldError{Field: "loaders." + name, Problem: "no file is given", Fix: "its path, such as /usr/lib/ipxe/snponly.efi"}
+		}
 	}
 	return nil
 }

@@ -2,12 +2,15 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/racktest"
 )
 
 func TestExampleConfig(t *testing.T) {
@@ -74,7 +77,33 @@ func TestBadConfig(t *testing.T) {
 		"log format":           {good + "log: {format: xml}\n", "log.format"},
 		"boot loader":          {good + "boot: {amd64: grub.efi}\n", "boot.amd64"},
 		"boot architecture":    {good + "boot: {mips: snponly.efi}\n", "mips"},
-		"prefix junk":          {"address: 2001:db8::2\nsubnets: [{name: a, prefix: rack}]\n", "rack"},
+		"loader architecture":  {good + "loaders: {mips/x.efi: /x}\n", "mips/x.efi"},
+		"loader extension":     {good + "loaders: {amd64/snponly: /x}\n", "amd64/snponly"},
+		"loader folder":        {good + "loaders: {amd64/a/b.efi: /x}\n", "amd64/a/b.efi"},
+		"loader upwards":       {good + "loaders: {amd64/../b.efi: /x}\n", "amd64/../b.efi"},
+		"loader without arch":  {good + "loaders: {snponly.efi: /x}\n", "ARCH/FILE.efi"},
+		"loader without file":  {good + "loaders: {amd64/snponly.efi: \"\"}\n", "loaders.amd64/snponly.efi"},
+		"events on http":       {good + "ports: {http: 4050}\n", "ports.events"},
+		"http on events":       {good + "ports: {events: 8080}\n", "ports.events"},
+		"tftp on dhcpv6":       {good + "ports: {tftp: 547}\n", "ports.tftp"},
+		"proxy as URL":         {good + "talos: {proxy: 'http://p:3128'}\n", "talos.proxy"},
+		"proxy without port":   {good + "talos: {proxy: p.example.org}\n", "talos.proxy"},
+		"proxy unbracketed":    {good + "talos: {proxy: '2001:db8::3:3128'}\n", "talos.proxy"},
+		"proxy port 0":         {good + "talos: {proxy: 'p:0'}\n", "talos.proxy"},
+		"proxy without host":   {good + "talos: {proxy: ':3128'}\n", "talos.proxy"},
+		"proxy with a user":    {good + "talos: {proxy: 'u@p:3128'}\n", "talos.proxy"},
+		"kernel log":           {good + "talos: {kernelLog: '[2001:db8::5]:514'}\n", "talos.kernelLog"},
+		"kernel log bare":      {good + "talos: {kernelLog: 'tcp://2001:db8::5:514'}\n", "talos.kernelLog"},
+		"kernel log scheme":    {good + "talos: {kernelLog: 'tls://[2001:db8::5]:514'}\n", "talos.kernelLog"},
+		"DNS IPv4":             {inSubnet("dns: [192.0.2.1]"), "subnets[0].dns[0]"},
+		"DNS multicast":        {inSubnet("dns: ['2001:db8::53', 'ff02::fb']"), "subnets[0].dns[1]"},
+		"DNS unspecified":      {inSubnet("dns: ['::']"), "subnets[0].dns[0]"},
+		"DNS loopback":         {inSubnet("dns: ['::1']"), "subnets[0].dns[0]"},
+		"DNS link-local":       {inSubnet("dns: ['fe80::1']"), "subnets[0].dns[0]"},
+		"DNS zone":             {inSubnet("dns: ['2001:db8::1%eth0']"), "subnets[0].dns[0]"},
+		"DNS mapped":           {inSubnet("dns: ['::ffff:192.0.2.1']"), "subnets[0].dns[0]"},
+		"DNS empty":            {inSubnet("dns: ['']"), "subnets[0].dns[0]"},
+		"NTP IPv4":             {inSubnet("ntp: [192.0.2.1]"), "subnets[0].ntp[0]"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := ParseConfig([]byte(tt.text))
@@ -88,9 +117,135 @@ func TestBadConfig(t *testing.T) {
 	}
 }
 
+// inSubnet is a config whose only subnet has one more setting.
+func inSubnet(setting string) string {
+	return "address: 2001:db8::2\nsubnets: [{name: a, prefix: 2001:db8::/64, " + setting + "}]\n"
+}
+
+// What the YAML library refuses must be told in the words of the file.
+func TestConfigWords(t *testing.T) {
+	const see = " (see deploy/provisiond.example.yaml)"
+	for text, want := range map[string]string{
+		"":                                   "the config file is empty (start from deploy/provisiond.example.yaml)",
+		"# only a remark\n":                  "the config file is empty (start from deploy/provisiond.example.yaml)",
+		"\n\nadress: x\n":                    `line 3: "adress" is no setting here` + see,
+		"subnets:\n- name: a\n  vlan: 5\n":   `line 3: "vlan" is no setting here` + see,
+		"log: {levl: x}\n":                   `line 1: "levl" is no setting here` + see,
+		"data: /a\ndata: /b\n":               "line 2: data: is set twice, first in line 1 (keep one)",
+		"address: rack\n":                    `line 1: address: "rack" is not an address (write one such as 2001:db8::1, without a length)`,
+		"address: 2001:db8::2/64\n":          `line 1: address: "2001:db8::2/64" is not an address (write one such as 2001:db8::1, without a length)`,
+		"address: [a]\n":                     "line 1: address: a list is not an address (write one such as 2001:db8::1, without a length)",
+		"subnets:\n- name: a\n  prefix: a\n": `line 3: subnets[0].prefix: "a" is not a prefix (write 2001:db8::/64)`,
+		"subnets: [{prefix: '2001:db8::'}]":  `line 1: subnets[0].prefix: "2001:db8::" is not a prefix (write 2001:db8::/64)`,
+		"subnets: [{}, {dns: [a]}]":          `line 1: subnets[1].dns[0]: "a" is not an address (write one such as 2001:db8::1, without a length)`,
+		"subnets: [{dns: '2001:db8::53'}]":   `line 1: subnets[0].dns: "2001:db8::53" is not a list (write it in brackets, such as [2001:db8::53])`,
+		"subnets: [{preferred: 12}]":         `line 1: subnets[0].preferred: "12" is not a duration (write a unit, such as 12h)`,
+		"subnets: [{valid: 1d}]":             `line 1: subnets[0].valid: "1d" is not a duration (write a unit, such as 12h)`,
+		"subnets: [{strangers: 5}]":          `line 1: subnets[0].strangers: "5" is not a switch (write true or false)`,
+		"subnets: {name: a}":                 "line 1: subnets: a mapping is not a list (begin each subnet with a dash: - name: rack1)",
+		"subnets:\n  name: a\n":              "line 2: subnets: a mapping is not a list (begin each subnet with a dash: - name: rack1)",
+		"subnets: [rack1]":                   `line 1: subnets[0]: "rack1" is not a group of settings` + see,
+		"routerAdvertisements: true":         `line 1: routerAdvertisements: "true" is not a group of settings` + see,
+		"interfaces: eth0":                   `line 1: interfaces: "eth0" is not a list (write it in brackets, such as [eth1])`,
+		"ports: {http: 70000}":               `line 1: ports.http: "70000" is not a port (a number from 0 to 65535)`,
+		"ports: {http: -1}":                  `line 1: ports.http: "-1" is not a port (a number from 0 to 65535)`,
+		"loaders: [x]":                       "line 1: loaders: a list is not a mapping (write NAME: VALUE)",
+		"data: [x]":                          "line 1: data: a list is not a text (write one value)",
+		"- a\n":                              "line 1: a list is not a group of settings" + see,
+		"ports: {http: x}\ndata: {}\n": `line 1: ports.http: "x" is not a port (a number from 0 to 65535)` + "\n" +
+			"line 2: data: a mapping is not a text (write one value)",
+		"data: /a\n---\ndata: /b\n": "something follows the end of the settings (write one document, without a line ---)",
+		"subnets: [\n":              "not YAML: ",
+		"\tdata: x\n":               "not YAML: ",
+	} {
+		_, err := ParseConfig([]byte(text))
+		if err == nil || err.Error() != want && (!strings.HasPrefix(err.Error(), want) || !strings.HasSuffix(want, ": ")) {
+			t.Errorf("%q\n\tgives %v\n\twant  %s", text, err, want)
+			continue
+		}
+		if fe := (*inventory.FieldError)(nil); !errors.As(err, &fe) || fe.Fix == "" {
+			t.Errorf("%q: %v says no fix", text, err)
+		}
+	}
+}
+
+func TestGoodConfig(t *testing.T) {
+	for _, text := range []string{
+		inSubnet("dns: ['2001:db8::53', 'fd00::53']"),
+		inSubnet("gateway: 'fe80::1'") + "ports: {http: 0, events: 0, dhcpv6: 0, tftp: 0}\n",
+		inSubnet("ntp: []") + "talos: {proxy: '[2001:db8::3]:3128', kernelLog: 'tcp://[2001:db8::5]:514/'}\n",
+		inSubnet("ntp: []") + "talos: {proxy: 'proxy.example.org:3128', kernelLog: 'udp://log.example.org:514'}\n",
+		inSubnet("ntp: []") + "loaders: {amd64/my_loader-2.0.efi: /x, arm64/ipxe.efi: /y}\n",
+		"---\n" + inSubnet("ntp: []") + "...\n",
+	} {
+		if _, err := ParseConfig([]byte(text)); err != nil {
+			t.Errorf("%s\trefused: %v", text, err)
+		}
+	}
+}
+
+// What others have must be given to no machine.
+func TestReserved(t *testing.T) {
+	c, err := ParseConfig([]byte(`address: 2001:db8::2
+subnets:
+- {name: a, prefix: 2001:db8::/64, gateway: 2001:db8::1, dns: ["2001:db8::53", "2001:db8:1::53", "2001:4860::1"], ntp: ["2001:db8::123"], reserved: ["2001:db8::53", "2001:db8::9"]}
+- {name: b, prefix: 2001:db8:1::/64, gateway: fe80::1, ntp: ["2001:db8::123"]}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{
+		"[2001:db8::53 2001:db8::9 2001:db8::2 2001:db8::1 2001:db8::123]",
+		"[2001:db8:1::53]",
+	} {
+		if got := fmt.Sprint(c.Subnets[i].Reserved); got != want {
+			t.Errorf("subnet %d reserves %s, want %s", i, got, want)
+		}
+	}
+}
+
+func TestCheckHost(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, data []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	amd64, text := write("a", racktest.Loader(racktest.AMD64)), write("t", []byte("<html>"))
+	for name, tt := range map[string]struct {
+		c    Config
+		want []string // fields; none: fine
+	}{
+		"fine":               {Config{Interfaces: []string{"lo"}, Loaders: map[string]string{"amd64/x.efi": amd64}}, nil},
+		"no interface":       {Config{Interfaces: []string{"lo", "nosuch0"}}, []string{"interfaces[1]: "}},
+		"no file":            {Config{Loaders: map[string]string{"amd64/x.efi": dir + "/nosuch"}}, []string{"loaders.amd64/x.efi: "}},
+		"no program":         {Config{Loaders: map[string]string{"amd64/x.efi": text}}, []string{"loaders.amd64/x.efi: "}},
+		"other architecture": {Config{Loaders: map[string]string{"arm64/x.efi": amd64}}, []string{"loaders.arm64/x.efi: "}},
+		"both":               {Config{Interfaces: []string{"nosuch0"}, Loaders: map[string]string{"amd64/x.efi": text}}, []string{"interfaces[0]: ", "loaders.amd64/x.efi: "}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := tt.c.CheckHost()
+			if (err == nil) != (len(tt.want) == 0) {
+				t.Fatalf("got %v", err)
+			}
+			for _, field := range tt.want {
+				if !strings.Contains(err.Error(), field) {
+					t.Errorf("got %v, want an error on %s", err, field)
+				}
+			}
+			if fe := (*inventory.FieldError)(nil); err != nil && (!errors.As(err, &fe) || fe.Fix == "") {
+				t.Errorf("%v says no fix", err)
+			}
+		})
+	}
+}
+
 func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte("address: 2001:db8::2\nsubnets: [{name: a, prefix: 2001:db8::/64}]\n"))
 	f.Add([]byte("subnets: [{pool: ::-ffff::}]"))
+	f.Add([]byte("a: &x [*x]\nsubnets: &y [{dns: *y, prefix: a}]\n? [b]\n: c\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if c, err := ParseConfig(text); err == nil && (!c.Address.IsValid() || len(c.Subnets) == 0) {
 			t.Errorf("%q was accepted as %+v", text, c)

@@ -123,10 +123,13 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 	d.run("bootstrap", bootstrap.New(keeper, api, component(o.Log, "bootstrap")).Run)
 	d.run("monitor", monitor.New(keeper, api, component(o.Log, "monitor")).Run)
-	d.run("sweep", d.sweep)
+	d.run("sweep", func(ctx context.Context) error { return d.sweep(ctx, blobs) })
 	d.run("disk", func(ctx context.Context) error { return watchDisk(ctx, cfg.Data, component(o.Log, "disk")) })
-	operators := admin.New(admin.Config{Version: o.Version}, keeper, cfgs, uploads{blobs}, component(o.Log, "api"))
 	for _, l := range sockets.api {
+		// The socket is root's alone. Any user of this host reaches the TCP port, so
+		// it shows what is there, and neither changes it nor hands out secrets.
+		readOnly := l.Addr().Network() != "unix"
+		operators := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly}, keeper, cfgs, uploads{blobs}, component(o.Log, "api"))
 		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return operators.Serve(ctx, l) })
 	}
 	return d, nil
@@ -225,20 +228,44 @@ func (d *Daemon) close() error {
 	return errors.Join(errs...)
 }
 
-// sweep removes ended leases once a minute.
-func (d *Daemon) sweep(ctx context.Context) error {
+// orphanAge is how long the file of an image may lie there without an image that
+// names it: an upload of several files comes before its record.
+const orphanAge = 24 * time.Hour
+
+// sweep removes what is over: leases that ended, once a minute, and files that
+// no image names.
+func (d *Daemon) sweep(ctx context.Context, blobs *images.Store) error {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
 	for {
+		if err := d.sweepImages(ctx, blobs); err != nil && ctx.Err() == nil {
+			d.log.Warn().Err(err).Msg("cannot sweep the files of removed images")
+		}
+		if err := d.keeper.Sweep(ctx); err != nil && ctx.Err() == nil {
+			d.log.Warn().Err(err).Msg("cannot sweep ended leases")
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if err := d.keeper.Sweep(ctx); err != nil && ctx.Err() == nil {
-				d.log.Warn().Err(err).Msg("cannot sweep ended leases")
-			}
 		}
 	}
+}
+
+func (d *Daemon) sweepImages(ctx context.Context, blobs *images.Store) error {
+	list, err := d.keeper.Images(ctx)
+	if err != nil {
+		return err
+	}
+	named := map[string]bool{}
+	for _, img := range list {
+		named[img.Kernel.SHA256], named[img.Initramfs.SHA256] = true, true
+	}
+	n, err := blobs.Sweep(func(sha256 string) bool { return named[sha256] }, orphanAge)
+	if n > 0 {
+		d.log.Info().Int("files", n).Msg("removed files of images that are gone")
+	}
+	return err
 }
 
 // DatabaseFile is the name of the database in the data folder.

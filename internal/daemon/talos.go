@@ -333,3 +333,9 @@ func (c rackConfigs) KernelLine(ctx context.Context, v inventory.View, configURL
 		ConfigURL: configURL, EventSink: c.options.EventSink, KernelLog: c.options.KernelLog,
 	})
 }
+
+// CheckPatches implements admin.Talos.
+func (c *configs) CheckPatches(patches []string) error { return talos.CheckPatches(patches) }
+
+// CheckVersion implements admin.Talos.
+func (c *configs) CheckVersion(version string) error { return talos.CheckVersion(version) }

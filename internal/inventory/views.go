@@ -17,9 +17,9 @@ type views struct {
 	epoch uint64
 	view  map[string]View
 	owner map[MAC]string // machine name
-	// touched is the newest commit to a machine's record and to its facts, as far
-	// as known in this epoch. Commits come back in any order; this keeps an older
-	// one from putting its view over a newer one's.
+	// touched is the newest revision of a machine's record and of its facts, as
+	// far as known in this epoch. Commits and reads come back in any order; this
+	// keeps an older one from putting its view over a newer one's.
 	touched map[Key]uint64
 }
 
@@ -46,13 +46,17 @@ func (c *views) put(v View) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	name := v.Machine.Name
-	if v.epoch != c.epoch || v.Machine.Rev < c.touched[Key{BucketMachines, name}] || v.Facts.Rev < c.touched[Key{BucketFacts, name}] {
+	machine, facts := Key{BucketMachines, name}, Key{BucketFacts, name}
+	if v.epoch != c.epoch || v.Machine.Rev < c.touched[machine] || v.Facts.Rev < c.touched[facts] {
 		return
 	}
 	if c.view == nil || len(c.view) >= maxViews {
 		c.reset()
 		v.epoch = c.epoch // nothing was dropped for being old
 	}
+	// Somebody has read this much: nobody may read less, even while the commit
+	// that wrote it has not come back yet.
+	c.touched[machine], c.touched[facts] = v.Machine.Rev, v.Facts.Rev
 	v.Bootstrap = nil
 	c.view[name] = v
 	for _, mac := range v.Machine.MACs {
