@@ -15,8 +15,7 @@ import (
 // link-local address when we start.
 func TestTentativeLinkLocal(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Log("LEFT OUT: it needs root for a network namespace; CI runs it")
-		return
+		t.Skip("a network namespace takes root")
 	}
 	// This thread moves into a namespace of its own and is thrown away with it.
 	done := make(chan struct{})
