@@ -24,6 +24,8 @@ const (
 	// perSecond bounds how many machines are asked in a second: a hall that is
 	// switched on at once is served its configs first.
 	perSecond = 100
+	// breath is the least time between two looks at the event log.
+	breath = time.Second / 10
 )
 
 // Inventory is what the monitor reads and records.
@@ -78,8 +80,9 @@ func New(inv Inventory, talos Talos, log zerolog.Logger) *Monitor {
 // that does not answer takes up one of several workers for some seconds and is
 // asked less and less, until something happens to it.
 func (m *Monitor) Run(ctx context.Context) error {
-	wake, stop := m.inv.Watch()
+	woken, stop := m.inv.Watch()
 	defer stop()
+	var wake <-chan struct{}
 	if tail, err := m.inv.EventsTail(ctx, 1); err == nil && len(tail) > 0 {
 		m.after = tail[0].ID
 	}
@@ -88,13 +91,21 @@ func (m *Monitor) Run(ctx context.Context) error {
 	}
 	answers := make(chan answer, workers)
 	asking := 0
+	var followed time.Time
+	behind := false // the log has grown since
 	defer func() {
 		for ; asking > 0; asking-- {
 			<-answers
 		}
 	}()
 	for {
-		var next time.Duration
+		if behind && time.Since(followed) >= breath {
+			followed, behind = time.Now(), false
+			if err := m.follow(ctx); err != nil && ctx.Err() == nil {
+				m.log.Error().Err(err).Msg("cannot read the event log")
+			}
+		}
+		next := seldom
 		for asking < workers {
 			var name string
 			if name, next = m.due(time.Now()); name == "" {
@@ -104,7 +115,15 @@ func (m *Monitor) Run(ctx context.Context) error {
 			asking++
 			go func() { answers <- m.ask(ctx, name) }()
 		}
+		if behind {
+			next = min(next, breath-time.Since(followed))
+		}
 		timer := time.NewTimer(next)
+		if behind {
+			wake = nil // it would only say the same again
+		} else {
+			wake = woken
+		}
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -114,9 +133,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 			m.settle(a)
 		case <-timer.C:
 		case <-wake:
-			if err := m.follow(ctx); err != nil && ctx.Err() == nil {
-				m.log.Error().Err(err).Msg("cannot read the event log")
-			}
+			behind = true
 		}
 		timer.Stop()
 	}
