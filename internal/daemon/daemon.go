@@ -140,7 +140,11 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, du
 	leases := dhcpv6.New(dhcpv6.Config{ServerDUID: duid, Subnets: cfg.Subnets, Boot: urls}, keeper, dhcpv6.NewKernelNeighbours(), component(d.log, "dhcpv6"))
 	d.run("dhcpv6", func(ctx context.Context) error { return leases.Serve(ctx, s.dhcpv6) })
 
-	first := tftp.New(tftp.Config{}, files, keeper, component(d.log, "tftp"))
+	var limits tftp.Config
+	if cfg.Address.IsLoopback() {
+		limits.MaxPerPeer = 512 // a simulated rack: all machines have one address
+	}
+	first := tftp.New(limits, files, keeper, component(d.log, "tftp"))
 	for _, conn := range s.tftp {
 		d.run("tftp on "+conn.LocalAddr().String(), func(ctx context.Context) error { return first.Serve(ctx, conn) })
 	}
