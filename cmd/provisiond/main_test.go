@@ -45,7 +45,7 @@ func TestBadCommandLines(t *testing.T) {
 		want string
 	}{
 		"no config file":        {[]string{"serve", "--config", dir + "/none"}, 1, "provisiond.example.yaml"},
-		"bad config file":       {[]string{"serve", "--config", write("bad.yaml", "addres: ::1\n"+subnet)}, 1, "addres"},
+		"bad config file":       {[]string{"serve", "--config", write("bad.yaml", "ip: ::1\n"+subnet)}, 1, "\"ip\""},
 		"interface not there":   {[]string{"serve", "--check", "-c", write("if.yaml", "address: ::1\nloaders: {}\ninterfaces: [nosuch0]\n"+subnet)}, 1, "nosuch0"},
 		"loader not there":      {[]string{"serve", "--check", "-c", write("loader.yaml", "address: ::1\nloaders: {amd64/x.efi: /nosuch}\n"+subnet)}, 1, "amd64/x.efi"},
 		"unknown command":       {[]string{"server"}, 2, "serve"},
