@@ -232,7 +232,7 @@ func (k *Keeper) viewOf(ctx context.Context, name string, arch Arch) (View, erro
 		return View{}, err
 	}
 	v.epoch = epoch
-	if v.imageFits() {
+	if v.Facts.Current() != nil && v.imageFits() {
 		k.views.put(v)
 	}
 	return v, nil

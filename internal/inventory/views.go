@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// views keeps the views of machines that were asked for, since each step of a
-// boot reads what the last one wrote. It may be kept because the Keeper is the
+// views keeps the views of machines that have booted lately, since each step of
+// a boot reads what the last one wrote. It may be kept because the Keeper is the
 // one writer: every commit passes through [Keeper.update], which says here what
 // it touched before it returns. So a view from here is never older than a commit
 // that returned before it was asked for.
@@ -23,8 +23,9 @@ type views struct {
 	touched map[Key]uint64
 }
 
-// maxViews bounds the memory: a view takes about 1 KB. Reaching it starts anew.
-const maxViews = 1 << 20
+// maxViews bounds the memory to some 30 MB, and is a large hall that is switched
+// on at once. Reaching it starts anew.
+const maxViews = 1 << 14
 
 // get returns the view of a NIC's machine, or of a name, and the epoch, which a
 // view that is read instead must carry.

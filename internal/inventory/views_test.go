@@ -17,8 +17,8 @@ func (c *counting) Get(ctx context.Context, key inventory.Key) (inventory.Record
 	return c.Store.Get(ctx, key)
 }
 
-// TestRepeatedLookupsReadNothing: neither a second look at a machine nor one
-// after an event of it reads the store.
+// TestRepeatedLookupsReadNothing: once a machine has begun to boot, neither a
+// second look at it nor one after an event reads the store.
 func TestRepeatedLookupsReadNothing(t *testing.T) {
 	_, faulty := newKeeper(t)
 	store := &counting{Store: faulty}
@@ -38,11 +38,8 @@ func TestRepeatedLookupsReadNothing(t *testing.T) {
 		}
 		return store.gets - before
 	}
-	if look() == 0 {
-		t.Error("the first look read nothing")
-	}
-	if n := look(); n != 0 {
-		t.Errorf("the second look read %d records", n)
+	if look() == 0 || look() == 0 {
+		t.Error("a machine that never booted takes up memory")
 	}
 	for _, e := range []inventory.Event{
 		{Kind: inventory.Solicited, Client: inventory.FirmwarePXE, Arch: inventory.AMD64, XID: 1},
