@@ -280,7 +280,7 @@ func FuzzBodies(f *testing.F) {
 	f.Fuzz(func(t *testing.T, method, path, body string) {
 		if !slices.Contains([]string{"GET", "POST", "PUT", "PATCH", "DELETE"}, method) || !strings.HasPrefix(path, "/api/v1/") ||
 			strings.Contains(path, "watch") || strings.ContainsFunc(path, func(r rune) bool { return r <= ' ' || r >= 0x7f }) || strings.Contains(body, "explode") {
-			t.Skip()
+			return // not a request that says anything
 		}
 		r := seed(t, Config{})
 		if rec := r.do(method, path, body); rec.Code >= 500 && rec.Code != 507 {

@@ -49,7 +49,7 @@ type State struct {
 
 // Plan is what the machine will be told when it boots.
 type Plan struct {
-	Action string `json:"action" enum:"ignore,hold,install,disk"`
+	Action string `json:"action" enum:"hold,install,disk"`
 	Reason string `json:"reason"`
 }
 
