@@ -30,7 +30,11 @@ test: unit
 	elif [ -n "$$CI" ]; then \
 		echo "make test: CI must run the end-to-end test: it needs root and the packages in .ci/packages" >&2; exit 1; \
 	else \
-		printf '\n*** LEFT OUT: the end-to-end test with real UEFI firmware, the tests in network namespaces without root,\n*** and those with TFTP clients that are not installed.\n*** They need root and the Debian packages in .ci/packages:\n***   sudo sh -c "apt-get install -y $$(tr '\n' ' ' < .ci/packages)" && sudo make test\n\n'; \
+		echo; \
+		echo "*** LEFT OUT: the end-to-end test with real UEFI firmware; without root the tests in network namespaces;"; \
+		echo "*** and those with TFTP clients that are not installed. To run all of them, as root on Debian:"; \
+		echo "***   xargs -a .ci/packages apt-get install -y && make test"; \
+		echo; \
 	fi
 
 unit:
