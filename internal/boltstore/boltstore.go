@@ -263,15 +263,20 @@ func (s *Store) write(batch []*request) {
 }
 
 func (s *Store) applyAll(tx *bbolt.Tx, batch []*request) error {
+	meta := tx.Bucket(bucketStore)
+	rev := number(meta.Get(keyRevision))
 	for _, r := range batch {
-		if r.err = s.apply(tx, r); r.err != nil && !errors.Is(r.err, inventory.ErrConflict) {
+		switch r.err = s.apply(tx, r, rev+1); {
+		case r.err == nil:
+			rev++
+		case !errors.Is(r.err, inventory.ErrConflict):
 			return r.err
 		}
 	}
-	return nil
+	return meta.Put(keyRevision, binary.BigEndian.AppendUint64(nil, rev))
 }
 
-func (s *Store) apply(tx *bbolt.Tx, r *request) error {
+func (s *Store) apply(tx *bbolt.Tx, r *request, rev uint64) error {
 	for _, check := range r.commit.Checks {
 		b, err := recordsOf(tx, check.Key.Bucket)
 		if err != nil {
@@ -280,11 +285,6 @@ func (s *Store) apply(tx *bbolt.Tx, r *request) error {
 		if have := revOf(b.Get([]byte(check.Key.ID))); have != check.Rev {
 			return fmt.Errorf("%s/%s is at revision %d, not %d: %w", check.Key.Bucket, check.Key.ID, have, check.Rev, inventory.ErrConflict)
 		}
-	}
-	meta := tx.Bucket(bucketStore)
-	rev := number(meta.Get(keyRevision)) + 1
-	if err := meta.Put(keyRevision, binary.BigEndian.AppendUint64(nil, rev)); err != nil {
-		return err
 	}
 	for _, w := range r.commit.Writes {
 		b, err := recordsOf(tx, w.Key.Bucket)
@@ -318,12 +318,14 @@ func (s *Store) appendLog(tx *bbolt.Tx, r *request) error {
 		if err := log.Put(binary.BigEndian.AppendUint64(nil, id), entry); err != nil {
 			return err
 		}
+		if id <= s.max {
+			continue
+		}
 		// One out for each one in keeps the log at its bound.
-		if c := log.Cursor(); id > s.max {
-			if k, _ := c.First(); k != nil && number(k) <= id-s.max {
-				if err := c.Delete(); err != nil {
-					return err
-				}
+		c := log.Cursor()
+		if k, _ := c.First(); k != nil && number(k) <= id-s.max {
+			if err := c.Delete(); err != nil {
+				return err
 			}
 		}
 	}

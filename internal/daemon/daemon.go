@@ -96,6 +96,11 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.keeper = keeper
+	d.onClose(func() error { return keeper.Flush(context.WithoutCancel(ctx)) })
+	d.run("inventory", func(ctx context.Context) error {
+		log := component(o.Log, "inventory")
+		return keeper.Run(ctx, func(err error) { log.Error().Err(err).Msg("cannot write what machines did; trying again") })
+	})
 	duid, err := keeper.MetaOnce(ctx, "server-duid", newServerDUID)
 	if err != nil {
 		return nil, fmt.Errorf("the server's DUID: %w", err)
@@ -340,8 +345,7 @@ func (d *Daemon) open(ctx context.Context, cfg *Config) (*sockets, error) {
 	}
 	d.addrs.TFTP = netip.AddrPortFrom(cfg.Address, port)
 
-	tcp := func(what, field string, addr netip.AddrPort) (net.Listener, netip.AddrPort, error) {
-		var lc net.ListenConfig
+	tcp := func(lc net.ListenConfig, what, field string, addr netip.AddrPort) (net.Listener, netip.AddrPort, error) {
 		l, err := lc.Listen(ctx, "tcp6", addr.String())
 		if err != nil {
 			return nil, netip.AddrPort{}, explain(what, field, err)
@@ -349,14 +353,16 @@ func (d *Daemon) open(ctx context.Context, cfg *Config) (*sockets, error) {
 		d.onClose(l.Close)
 		return l, netip.AddrPortFrom(addr.Addr(), portOf(l.Addr())), nil
 	}
-	if s.http, d.addrs.HTTP, err = tcp("HTTP boot", "ports.http", netip.AddrPortFrom(cfg.Address, cfg.HTTPPort)); err != nil {
+	// Boot connections are bounded in time by deadlines; probing them would cost four
+	// more system calls for each of a herd.
+	if s.http, d.addrs.HTTP, err = tcp(net.ListenConfig{KeepAlive: -1}, "HTTP boot", "ports.http", netip.AddrPortFrom(cfg.Address, cfg.HTTPPort)); err != nil {
 		return nil, err
 	}
-	if s.events, d.addrs.Events, err = tcp("the event sink", "ports.events", netip.AddrPortFrom(cfg.Address, cfg.EventsPort)); err != nil {
+	if s.events, d.addrs.Events, err = tcp(net.ListenConfig{}, "the event sink", "ports.events", netip.AddrPortFrom(cfg.Address, cfg.EventsPort)); err != nil {
 		return nil, err
 	}
 	if cfg.Listen.IsValid() {
-		l, addr, err := tcp("the API", "api.listen", cfg.Listen)
+		l, addr, err := tcp(net.ListenConfig{}, "the API", "api.listen", cfg.Listen)
 		if err != nil {
 			return nil, err
 		}

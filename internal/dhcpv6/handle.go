@@ -174,8 +174,8 @@ func (s *Server) respond(ctx context.Context, x *exchange) (*dhcpv6.Message, err
 }
 
 // decide asks for the boot decision. The view of a Solicit is the one that has
-// it recorded, so that an install rests on what is stored. Everything else goes
-// on without the record: a full disk here must keep no machine from its own.
+// it recorded. Everything but an install goes on without the record: a full disk
+// here must keep no machine from its own.
 func (s *Server) decide(ctx context.Context, x *exchange) (err error) {
 	var unrecorded error
 	if x.kind == dhcpv6.MessageTypeSolicit || x.kind == dhcpv6.MessageTypeInformationRequest && x.client == inventory.IPXE {

@@ -26,19 +26,22 @@ func Apply(v View, e Event) (View, error) {
 		v.Bootstrap = &b
 	}
 	if v.Machine != nil {
+		if e.Kind == Solicited && e.Plan == "" {
+			e.Plan = PlanBoot(v).Action
+		}
 		v.Facts = v.Facts.Clone()
-		applyMachine(&v.Facts, e, PlanBoot(v).Action)
+		applyMachine(&v.Facts, e)
 	}
 	return v, nil
 }
 
-func applyMachine(f *Facts, e Event, plan Action) {
+func applyMachine(f *Facts, e Event) {
 	switch e.Kind {
 	case Solicited:
 		seen(f, e)
 		switch e.Client {
 		case FirmwarePXE, FirmwareHTTP:
-			solicitedByFirmware(f, e, plan)
+			solicitedByFirmware(f, e)
 		case IPXE:
 			solicitedByIPXE(f, e)
 		}
@@ -110,7 +113,7 @@ func seen(f *Facts, e Event) {
 // solicitedByFirmware begins a boot, unless the packet belongs to the current
 // one: it is a repeat, or the firmware tries its next boot option. The plan is
 // kept here, because firmware that is sent to its disk leaves at the Advertise.
-func solicitedByFirmware(f *Facts, e Event, plan Action) {
+func solicitedByFirmware(f *Facts, e Event) {
 	b := f.Current()
 	if b == nil {
 		b = begin(f, e)
@@ -122,7 +125,7 @@ func solicitedByFirmware(f *Facts, e Event, plan Action) {
 			b = begin(f, e)
 		}
 	}
-	b.Client, b.MAC, b.Plan = e.Client, e.MAC, plan
+	b.Client, b.MAC, b.Plan = e.Client, e.MAC, e.Plan
 	addXID(b, e.XID)
 }
 
@@ -162,7 +165,10 @@ func apiAnswered(f *Facts, e Event) {
 	b := f.Current()
 	// An answer that arrives after a new boot began may still be the old
 	// system's: it counts for this boot only if this boot could have produced it.
-	mine := b == nil || b.Plan == Disk || !b.Config.IsZero() || !b.Initramfs.IsZero() && e.Stage == StageRunning
+	// What came after the script may have been lost in a crash of ours; a first
+	// install has no old system that could answer instead.
+	mine := b == nil || b.Plan == Disk || !b.Config.IsZero() ||
+		e.Stage == StageRunning && (!b.Initramfs.IsZero() || f.Install.Ordered == 1 && !b.Script.IsZero())
 	if !mine {
 		return
 	}
@@ -186,9 +192,9 @@ func installed(f *Facts, b *Boot, e Event) bool {
 		// It fetched its config in the boot that serves the order, and runs.
 		return b.Order == f.Install.Ordered && (e.Stage == StageBooting || e.Stage == StageRunning)
 	case f.Install.Ordered == 1:
-		// It runs a config of our CA that this database never served: from its
-		// disk. The database was lost or the cluster imported. Never true for a
-		// reimage, whose order is 2 or more.
+		// It runs a config of our CA that this database does not know it served:
+		// from its disk. The database was lost, or its last second in a crash, or
+		// the cluster imported. Never true for a reimage, whose order is 2 or more.
 		return e.Stage == StageRunning
 	}
 	return false

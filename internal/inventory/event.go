@@ -23,6 +23,23 @@ const (
 	Declined        Kind = "declined"         // found its address in use
 )
 
+// observed reports whether an event only tells what a machine was seen doing: no
+// order, claim, token or address rests on it. Should a crash lose the last second
+// of these, a machine has to be seen again, and nothing is done twice.
+//
+// That a config was fetched is evidence that uses up an install order, so it is
+// durable before the answer; but not for a machine's first install, which its API
+// alone proves (see installed).
+func (e Event) observed(f *Facts) bool {
+	switch e.Kind {
+	case Solicited, Offered, LoaderServed, KernelServed, InitramfsServed, Reported:
+		return true
+	case ConfigServed:
+		return f.Install.Ordered <= 1
+	}
+	return false
+}
+
 // What the bootstrap of a cluster went through.
 const (
 	BootstrapClaimed  Kind = "bootstrap-claimed"  // one machine was chosen, durably

@@ -65,6 +65,9 @@ type Facts struct {
 	ConfigErrorHash string    `json:"configErrorHash,omitempty"`
 	ConfigErrorAt   time.Time `json:"configErrorAt,omitzero"`
 
+	// Noted is the token of the last event in here that had waited in memory.
+	Noted string `json:"noted,omitempty"`
+
 	Rev    uint64 `json:"-"`
 	stored []byte // the record as it was read
 }

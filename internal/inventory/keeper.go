@@ -14,7 +14,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -40,6 +39,7 @@ type Keeper struct {
 	images    decoded[Image]
 	secrets   decoded[Secrets]
 	views     views
+	notes     notes
 }
 
 // NewKeeper returns a Keeper on a store. It reads the list of strangers, which
@@ -50,6 +50,7 @@ func NewKeeper(ctx context.Context, store Store, cfg KeeperConfig) (*Keeper, err
 		cfg.MaxStrangers = 1024
 	}
 	k := &Keeper{store: store, subnets: cfg.Subnets}
+	k.notes.wake = make(chan struct{}, 1)
 	k.strangers.max = cfg.MaxStrangers
 	list, err := listAll[Stranger](ctx, store, BucketStrangers)
 	if err != nil {
@@ -79,24 +80,9 @@ func (k *Keeper) commit(ctx context.Context, decide func() (Commit, error)) (uin
 		if err != nil {
 			return 0, err
 		}
-		if len(c.Writes) == 0 && len(c.Log) == 0 {
-			return 0, nil
-		}
-		rev, _, err := k.store.Commit(ctx, c)
-		switch {
-		case err == nil:
-			k.committed(c, rev)
-			return rev, nil
-		case errors.Is(err, ErrConflict):
-			k.views.conflicted(c.Writes)
-		case errors.Is(err, ErrAmbiguous):
-			k.views.committed(c.Writes, 0)
-			if rev, ok := k.happened(ctx, c); ok {
-				k.committed(c, rev)
-				return rev, nil
-			}
-		default:
-			return 0, err
+		rev, err := k.try(ctx, c)
+		if !errors.Is(err, errAgain) {
+			return rev, err
 		}
 		last = err
 		if err := ctx.Err(); err != nil {
@@ -106,11 +92,39 @@ func (k *Keeper) commit(ctx context.Context, decide func() (Commit, error)) (uin
 	return 0, fmt.Errorf("giving up after %d tries: %w", maxTries, last)
 }
 
+// errAgain wraps the error of a commit that has to be decided again.
+var errAgain = errors.New("decide again")
+
+// try commits once. A commit without content does nothing, at revision 0.
+func (k *Keeper) try(ctx context.Context, c Commit) (uint64, error) {
+	if len(c.Writes) == 0 && len(c.Log) == 0 {
+		return 0, nil
+	}
+	rev, _, err := k.store.Commit(ctx, c)
+	switch {
+	case err == nil:
+		k.committed(c, rev)
+		return rev, nil
+	case errors.Is(err, ErrConflict):
+		k.views.conflicted(c.Writes)
+	case errors.Is(err, ErrAmbiguous):
+		k.views.committed(c.Writes, 0)
+		if rev, ok := k.happened(ctx, c); ok {
+			k.committed(c, rev)
+			return rev, nil
+		}
+	default:
+		return 0, err
+	}
+	return 0, fmt.Errorf("%w: %w", errAgain, err)
+}
+
 // committed tells everybody in this process what was written.
 func (k *Keeper) committed(c Commit, rev uint64) {
 	k.views.committed(c.Writes, rev)
 	k.strangers.saw(c.Writes)
-	k.watchers.wake()
+	k.notes.committed(c.Writes)
+	k.watchers.wake(c.about)
 }
 
 // happened looks whether a commit with an unknown outcome took effect: all that
@@ -133,18 +147,43 @@ func (k *Keeper) happened(ctx context.Context, c Commit) (rev uint64, ok bool) {
 // view's Machine is nil; that is no error. arch may be empty: then it is what
 // was learnt, else amd64.
 func (k *Keeper) View(ctx context.Context, mac MAC, arch Arch) (View, error) {
-	if v, _, ok := k.views.get(mac, "", arch); ok {
-		return v, nil
-	}
-	name, err := k.ownerOf(ctx, mac)
-	if err != nil || name == "" {
+	v, err := k.committedView(ctx, mac, "", arch)
+	if err != nil || v == nil {
 		return View{}, err
 	}
-	v, err := k.viewOf(ctx, name, arch)
-	if errors.Is(err, ErrNotFound) { // removed between the two reads
-		return View{}, nil
+	return k.withNotes(ctx, v, arch)
+}
+
+// committedView is what is on disk of the machine of a NIC, nil if it is nobody's;
+// or of the machine of a name, when that is not empty. It is shared, and not to
+// be modified.
+func (k *Keeper) committedView(ctx context.Context, mac MAC, name string, arch Arch) (*View, error) {
+	v, epoch, ok := k.views.get(mac, name, arch)
+	if ok {
+		return v, nil
 	}
-	return v, err
+	byMAC := name == ""
+	if byMAC {
+		var err error
+		if name, err = k.ownerOf(ctx, mac); err != nil || name == "" {
+			return nil, err
+		}
+	}
+	rec, err := k.store.Get(ctx, Key{BucketMachines, name})
+	if byMAC && errors.Is(err, ErrNotFound) { // removed between the two reads
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if v, err = k.complete(ctx, rec, arch); err != nil {
+		return nil, err
+	}
+	v.epoch = epoch
+	if (v.Facts.Current() != nil || k.notes.has(name)) && v.imageFits() {
+		k.views.put(v)
+	}
+	return v, nil
 }
 
 func (k *Keeper) ownerOf(ctx context.Context, mac MAC) (string, error) {
@@ -214,40 +253,33 @@ func (k *Keeper) Machines(ctx context.Context, after string, limit int) ([]View,
 		if err != nil {
 			return nil, err
 		}
-		views = append(views, v)
+		noted, err := k.withNotes(ctx, v, "")
+		if err != nil {
+			return nil, err
+		}
+		views = append(views, noted)
 	}
 	return views, nil
 }
 
 func (k *Keeper) viewOf(ctx context.Context, name string, arch Arch) (View, error) {
-	v, epoch, ok := k.views.get("", name, arch)
-	if ok {
-		return v, nil
-	}
-	rec, err := k.store.Get(ctx, Key{BucketMachines, name})
+	v, err := k.committedView(ctx, "", name, arch)
 	if err != nil {
 		return View{}, err
 	}
-	if v, err = k.complete(ctx, rec, arch); err != nil {
-		return View{}, err
-	}
-	v.epoch = epoch
-	if v.Facts.Current() != nil && v.imageFits() {
-		k.views.put(v)
-	}
-	return v, nil
+	return k.withNotes(ctx, v, arch)
 }
 
-// complete reads what belongs to a machine record.
-func (k *Keeper) complete(ctx context.Context, rec Record, arch Arch) (View, error) {
+// complete reads what belongs to a machine record, as it is on disk.
+func (k *Keeper) complete(ctx context.Context, rec Record, arch Arch) (*View, error) {
 	m, err := decode[Machine](rec)
 	if err != nil {
-		return View{}, err
+		return nil, err
 	}
-	v := View{Machine: &m}
+	v := &View{Machine: &m}
 	v.Facts, err = getJSON[Facts](ctx, k.store, Key{BucketFacts, m.Name})
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return View{}, err
+		return nil, err
 	}
 	v.Facts.Machine = m.Name
 	if m.Cluster == "" {
@@ -257,24 +289,25 @@ func (k *Keeper) complete(ctx context.Context, rec Record, arch Arch) (View, err
 	if errors.Is(err, ErrNotFound) {
 		return v, nil
 	} else if err != nil {
-		return View{}, err
+		return nil, err
 	}
-	if arch == "" {
-		arch = v.Facts.Arch
-	}
-	if arch == "" {
-		arch = AMD64
-	}
+	return v, k.findImage(ctx, v, arch)
+}
+
+// findImage looks up the boot image of a machine for an architecture; empty: the
+// one that was learnt, else amd64.
+func (k *Keeper) findImage(ctx context.Context, v *View, arch Arch) (err error) {
+	arch = cmp.Or(arch, v.Facts.Arch, AMD64)
 	version, schematic := v.Cluster.TalosVersion, v.Cluster.Schematic
-	if m.Image != "" {
-		version, schematic, _ = strings.Cut(m.Image, "/")
+	if v.Machine.Image != "" {
+		version, schematic, _ = strings.Cut(v.Machine.Image, "/")
 	}
 	v.Wanted = ImageID(version, schematic, arch)
 	v.Image, err = k.images.get(ctx, k.store, Key{BucketImages, v.Wanted})
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return View{}, err
+	if errors.Is(err, ErrNotFound) {
+		return nil
 	}
-	return v, nil
+	return err
 }
 
 // Learnt returns the MAC that a DUID was last seen with, if that was one only.
@@ -292,9 +325,13 @@ func (k *Keeper) Learnt(ctx context.Context, duid []byte) (MAC, bool) {
 // ambiguousDUID marks a DUID that two machines sent: it names nobody.
 const ambiguousDUID = "-"
 
-// Record folds an event into the facts and commits them together with its line
-// in the event log. An event that changes nothing writes nothing. The facts are
-// durable when Record returns; the view it returns has them.
+// Record folds an event into the facts. An event that changes nothing writes
+// nothing; one that does has its line in the event log.
+//
+// What is claimed, promised or proven is durable when Record returns. What a
+// machine was merely seen doing ([Event.observed]) counts at once for everyone who
+// asks this Keeper, and is durable within a second (see [Keeper.Run]) or with the
+// machine's next durable event, so that it keeps no machine waiting for a disk.
 //
 // An event is about a cluster's bootstrap when it names a Cluster, else about
 // the machine of its Machine or MAC; a MAC nobody registered is a stranger's.
@@ -306,10 +343,14 @@ func (k *Keeper) Record(ctx context.Context, e Event) (View, error) {
 	if e.Token == "" {
 		e.Token = newToken()
 	}
+	if v, ok, err := k.note(ctx, e); ok || err != nil {
+		return v, err
+	}
 	var result View
 	var written []byte // the facts, if they changed
+	var waited []Event // that are folded in with e
 	rev, err := k.commit(ctx, func() (Commit, error) {
-		result, written = View{}, nil
+		result, written, waited = View{}, nil, nil
 		before, err := k.load(ctx, e)
 		if err != nil {
 			return Commit{}, err
@@ -317,26 +358,32 @@ func (k *Keeper) Record(ctx context.Context, e Event) (View, error) {
 		if before.Machine == nil && before.Bootstrap == nil {
 			return k.strangers.record(ctx, k.store, e)
 		}
-		after, err := Apply(before, e)
-		if err != nil {
-			return Commit{}, err
+		if before.Machine != nil {
+			waited = k.notes.of(&before)
 		}
-		c, err := changes(ctx, k.store, before, after, e)
-		result = after
-		for _, w := range c.Writes {
-			if w.Key.Bucket == BucketFacts {
-				written = w.Value
-			}
-		}
+		c, after, err := changes(ctx, k.store, before, waited, e)
+		result, written = after, c.facts
 		return c, err
 	})
-	if err == nil && written != nil {
-		result.Facts.Rev, result.Facts.stored = rev, written
-		if result.imageFits() {
-			k.views.put(result)
-		}
+	if err == nil && result.Machine != nil {
+		kept := result
+		kept.Bootstrap = nil
+		k.recorded(&kept, rev, written, waited)
+		result.Facts = kept.Facts
 	}
 	return result, err
+}
+
+// recorded takes into account what is on disk now: a machine's facts, if they
+// were written, and the events that waited for that.
+func (k *Keeper) recorded(v *View, rev uint64, facts []byte, waited []Event) {
+	if facts != nil {
+		v.Facts.Rev, v.Facts.stored = rev, facts
+		if v.imageFits() {
+			k.views.put(v)
+		}
+	}
+	k.notes.drop(v.Machine.Name, waited)
 }
 
 // imageFits reports whether the view's image was looked up for the architecture
@@ -345,15 +392,16 @@ func (v *View) imageFits() bool {
 	return v.Wanted == "" || strings.HasSuffix(v.Wanted, "/"+string(cmp.Or(v.Facts.Arch, AMD64)))
 }
 
+// load reads, as it is on disk, what an event is about.
 func (k *Keeper) load(ctx context.Context, e Event) (v View, err error) {
-	switch {
-	case e.Machine != "":
-		v, err = k.viewOf(ctx, e.Machine, e.Arch)
-		if errors.Is(err, ErrNotFound) {
+	if e.Machine != "" || e.MAC != "" {
+		var found *View
+		if found, err = k.committedView(ctx, e.MAC, e.Machine, e.Arch); found != nil {
+			v = *found
+		}
+		if e.Machine != "" && errors.Is(err, ErrNotFound) {
 			return View{}, fmt.Errorf("machine %q: %w", e.Machine, ErrNotFound)
 		}
-	case e.MAC != "":
-		v, err = k.View(ctx, e.MAC, e.Arch)
 	}
 	if err != nil || e.Cluster == "" {
 		return v, err
@@ -366,40 +414,50 @@ func (k *Keeper) load(ctx context.Context, e Event) (v View, err error) {
 	return v, nil
 }
 
-// changes is the commit that turns before into after: only what differs.
-func changes(ctx context.Context, store Store, before, after View, e Event) (Commit, error) {
-	var c Commit
-	logged := e.Kind == ConfigRefused || e.Kind == Reported && e.Message != ""
-	if after.Machine != nil {
-		e.Machine = after.Machine.Name
-		changed, err := c.putIfChanged(Key{BucketFacts, e.Machine}, before.Facts.stored, after.Facts, before.Facts.Rev)
-		if err != nil {
-			return c, err
+// changes is the commit that folds events into a view, those that waited first:
+// only what differs. It also returns the view after it.
+func changes(ctx context.Context, store Store, view View, waited []Event, events ...Event) (c Commit, after View, err error) {
+	first, learnt := view, false
+	for _, e := range slices.Concat(waited, events) {
+		if after, err = Apply(view, e); err != nil {
+			return c, view, err
 		}
-		if b := bootOf(&after.Facts, e); b != nil {
-			e.Boot = b.Number
-		}
-		if changed {
-			// The machine must still be there, or its facts would outlive it.
-			c.Checks = append(c.Checks, Check{Key{BucketMachines, e.Machine}, before.Machine.Rev})
-			if err := learn(ctx, store, &c, after.Machine, before.Facts, after.Facts, e); err != nil {
-				return c, err
+		if after.Machine != nil {
+			e.Machine = after.Machine.Name
+			if b := bootOf(&after.Facts, e); b != nil {
+				e.Boot = b.Number
+			}
+			if err := learn(ctx, store, &c, after.Machine, view.Facts, after.Facts, e); err != nil {
+				return c, view, err
 			}
 		}
-		logged = logged || changed && notable(before.Facts, after.Facts, e)
-	}
-	if after.Bootstrap != nil {
-		e.Epoch = after.Bootstrap.Epoch
-		changed, err := c.putIfChanged(Key{BucketBootstraps, e.Cluster}, before.Bootstrap.stored, after.Bootstrap, before.Bootstrap.Rev)
-		if err != nil {
-			return c, err
+		if after.Bootstrap != nil {
+			e.Epoch = after.Bootstrap.Epoch
 		}
-		logged = logged || changed
+		changed := !reflect.DeepEqual(view.Facts, after.Facts)
+		if changed && notable(view.Facts, after.Facts, e) || always(e) || !reflect.DeepEqual(view.Bootstrap, after.Bootstrap) {
+			c.log(e)
+		}
+		view, learnt = after, learnt || changed
 	}
-	if logged {
-		c.log(e)
+	if learnt {
+		if len(waited) > 0 {
+			view.Facts.Noted = waited[len(waited)-1].Token
+		}
+		key := Key{BucketFacts, view.Machine.Name}
+		if c.facts, err = c.putIfChanged(key, first.Facts.stored, view.Facts, first.Facts.Rev); err != nil {
+			return c, view, err
+		}
+		if c.facts != nil {
+			// The machine must still be there, or its facts would outlive it.
+			c.Checks = append(c.Checks, Check{Key{BucketMachines, view.Machine.Name}, first.Machine.Rev})
+		}
 	}
-	return c, nil
+	if view.Bootstrap != nil {
+		key := Key{BucketBootstraps, view.Bootstrap.Cluster}
+		_, err = c.putIfChanged(key, first.Bootstrap.stored, view.Bootstrap, first.Bootstrap.Rev)
+	}
+	return c, view, err
 }
 
 // notable says whether a change is worth a line in the log: all but those that
@@ -408,8 +466,13 @@ func notable(before, after Facts, e Event) bool {
 	if e.Kind != Solicited && e.Kind != APIAnswered {
 		return true
 	}
-	before.LastSeen, before.APIAt, before.stored = after.LastSeen, after.APIAt, after.stored
+	before.LastSeen, before.APIAt = after.LastSeen, after.APIAt
 	return !reflect.DeepEqual(before, after)
+}
+
+// always says whether an event is worth a line though it changed nothing.
+func always(e Event) bool {
+	return e.Kind == ConfigRefused || e.Kind == Reported && e.Message != ""
 }
 
 // learn keeps the DUID index in step with the facts.
@@ -442,15 +505,16 @@ func learn(ctx context.Context, store Store, c *Commit, m *Machine, before, afte
 	return nil
 }
 
-// putIfChanged writes a record unless its encoding is what is stored.
-func (c *Commit) putIfChanged(key Key, stored []byte, value any, rev uint64) (bool, error) {
+// putIfChanged writes a record and returns its encoding, or nil if that is what is
+// stored.
+func (c *Commit) putIfChanged(key Key, stored []byte, value any, rev uint64) ([]byte, error) {
 	b, err := json.Marshal(value)
 	if err != nil || bytes.Equal(stored, b) {
-		return false, err
+		return nil, err
 	}
 	c.Checks = append(c.Checks, Check{key, rev})
 	c.Writes = append(c.Writes, Write{key, b})
-	return true, nil
+	return b, nil
 }
 
 // forget drops a DUID from the index if it stands for a NIC of m. One that two
@@ -486,6 +550,9 @@ func (c *Commit) log(e Event) {
 		return // an Event has no value that cannot be encoded
 	}
 	c.Log = append(c.Log, b)
+	if e.Machine != "" && e.Kind != APIAnswered {
+		c.about = append(c.about, e.Machine)
+	}
 }
 
 // newToken returns 128 random bits, safe in a URL path.
@@ -497,11 +564,13 @@ func newToken() string {
 
 // Events returns up to limit events after an id, oldest first.
 func (k *Keeper) Events(ctx context.Context, after uint64, limit int) ([]Event, error) {
+	_ = k.Flush(ctx) // those that cannot be written yet are not in the log yet
 	return events(k.store.Log(ctx, after, limit))
 }
 
 // EventsTail returns the newest events, oldest first.
 func (k *Keeper) EventsTail(ctx context.Context, limit int) ([]Event, error) {
+	_ = k.Flush(ctx) // as in Events
 	return events(k.store.LogTail(ctx, limit))
 }
 
@@ -519,40 +588,4 @@ func events(entries []LogEntry, err error) ([]Event, error) {
 		out = append(out, e)
 	}
 	return out, nil
-}
-
-// Watch returns a channel that receives after each commit (several may be one
-// wake-up), and a function that ends it.
-func (k *Keeper) Watch() (<-chan struct{}, func()) { return k.watchers.add() }
-
-// watchers wakes whoever waits for a change.
-type watchers struct {
-	mu  sync.Mutex
-	set map[chan struct{}]struct{}
-}
-
-func (w *watchers) add() (<-chan struct{}, func()) {
-	ch := make(chan struct{}, 1)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.set == nil {
-		w.set = map[chan struct{}]struct{}{}
-	}
-	w.set[ch] = struct{}{}
-	return ch, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		delete(w.set, ch)
-	}
-}
-
-func (w *watchers) wake() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for ch := range w.set {
-		select {
-		case ch <- struct{}{}:
-		default:
-		}
-	}
 }

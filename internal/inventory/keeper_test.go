@@ -475,6 +475,9 @@ func TestSharedDUIDNamesNobody(t *testing.T) {
 		if _, err := k.Record(t.Context(), inventory.Event{Kind: inventory.Solicited, MAC: mac(i), DUID: duid}); err != nil {
 			t.Fatal(err)
 		}
+		if err := k.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	record(1)
 	if got, ok := k.Learnt(t.Context(), raw); !ok || got != mac(1) {

@@ -107,4 +107,9 @@ func (d *decoded[T]) get(ctx context.Context, s Store, key Key) (*T, error) {
 }
 
 // Backup writes a consistent copy of the inventory, secrets included.
-func (k *Keeper) Backup(ctx context.Context, w io.Writer) error { return k.store.Backup(ctx, w) }
+func (k *Keeper) Backup(ctx context.Context, w io.Writer) error {
+	if err := k.Flush(ctx); err != nil {
+		return err
+	}
+	return k.store.Backup(ctx, w)
+}

@@ -69,6 +69,9 @@ type Commit struct {
 	// Log is appended to the event log in the same transaction. Entries are
 	// opaque to the store.
 	Log [][]byte
+
+	about []string // machines that Log tells of, for [Keeper.WatchMachines]
+	facts []byte   // the encoding of a machine's facts, if Writes has them
 }
 
 // LogEntry is an entry of the event log.

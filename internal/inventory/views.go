@@ -15,8 +15,8 @@ type views struct {
 	// epoch moves when everything was dropped: a view that was read before may
 	// hold an old cluster or image.
 	epoch uint64
-	view  map[string]View
-	owner map[MAC]string // machine name
+	view  map[string]*View // not modified
+	owner map[MAC]string   // machine name
 	// touched is the newest revision of a machine's record and of its facts, as
 	// far as known in this epoch. Commits and reads come back in any order; this
 	// keeps an older one from putting its view over a newer one's.
@@ -29,7 +29,7 @@ const maxViews = 1 << 14
 
 // get returns the view of a NIC's machine, or of a name, and the epoch, which a
 // view that is read instead must carry.
-func (c *views) get(mac MAC, name string, arch Arch) (v View, epoch uint64, ok bool) {
+func (c *views) get(mac MAC, name string, arch Arch) (v *View, epoch uint64, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if name == "" {
@@ -42,8 +42,8 @@ func (c *views) get(mac MAC, name string, arch Arch) (v View, epoch uint64, ok b
 	return v, c.epoch, ok && (arch == "" || arch == v.Facts.Arch)
 }
 
-// put keeps a view, unless it may be old.
-func (c *views) put(v View) {
+// put keeps a view, unless it may be old. It must not be modified afterwards.
+func (c *views) put(v *View) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	name := v.Machine.Name
@@ -58,7 +58,6 @@ func (c *views) put(v View) {
 	// Somebody has read this much: nobody may read less, even while the commit
 	// that wrote it has not come back yet.
 	c.touched[machine], c.touched[facts] = v.Machine.Rev, v.Facts.Rev
-	v.Bootstrap = nil
 	c.view[name] = v
 	for _, mac := range v.Machine.MACs {
 		c.owner[mac] = name
@@ -101,5 +100,5 @@ func (c *views) conflicted(writes []Write) {
 
 func (c *views) reset() {
 	c.epoch++
-	c.view, c.owner, c.touched = map[string]View{}, map[MAC]string{}, map[Key]uint64{}
+	c.view, c.owner, c.touched = map[string]*View{}, map[MAC]string{}, map[Key]uint64{}
 }

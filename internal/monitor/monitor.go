@@ -24,7 +24,7 @@ const (
 	// perSecond bounds how many machines are asked in a second: a hall that is
 	// switched on at once is served its configs first.
 	perSecond = 100
-	// breath is the least time between two looks at the event log.
+	// breath is the least time between two looks at what happened.
 	breath = time.Second / 10
 )
 
@@ -33,10 +33,10 @@ type Inventory interface {
 	Machines(ctx context.Context, after string, limit int) ([]inventory.View, error)
 	Machine(ctx context.Context, ref string) (inventory.View, error)
 	Secrets(ctx context.Context, cluster string) (*inventory.Secrets, error)
-	EventsTail(ctx context.Context, limit int) ([]inventory.Event, error)
-	Events(ctx context.Context, after uint64, limit int) ([]inventory.Event, error)
 	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
-	Watch() (<-chan struct{}, func())
+	// WatchMachines returns a channel that receives when something happened to
+	// machines, and take, which names them; not what Record itself was told.
+	WatchMachines() (wake <-chan struct{}, take func() []string, stop func())
 }
 
 // Talos is the API of a machine over mTLS. Status returns an error when no API
@@ -53,7 +53,6 @@ type Monitor struct {
 
 	pace  *rate.Limiter
 	turns map[string]*turn // by machine; owned by Run
-	after uint64           // last event looked at; owned by Run
 }
 
 // turn is when a machine is asked next.
@@ -76,23 +75,20 @@ func New(inv Inventory, talos Talos, log zerolog.Logger) *Monitor {
 }
 
 // Run asks machines until ctx ends. At start it looks at every machine once;
-// from then on the event log names those whose turn may have come. A machine
+// from then on those to which something happened. A machine
 // that does not answer takes up one of several workers for some seconds and is
 // asked less and less, until something happens to it.
 func (m *Monitor) Run(ctx context.Context) error {
-	woken, stop := m.inv.Watch()
+	woken, take, stop := m.inv.WatchMachines()
 	defer stop()
 	var wake <-chan struct{}
-	if tail, err := m.inv.EventsTail(ctx, 1); err == nil && len(tail) > 0 {
-		m.after = tail[0].ID
-	}
 	if err := m.scan(ctx); err != nil && ctx.Err() == nil {
 		return err
 	}
 	answers := make(chan answer, workers)
 	asking := 0
 	var followed time.Time
-	behind := false // the log has grown since
+	behind := false // something happened since
 	defer func() {
 		for ; asking > 0; asking-- {
 			<-answers
@@ -101,8 +97,8 @@ func (m *Monitor) Run(ctx context.Context) error {
 	for {
 		if behind && time.Since(followed) >= breath {
 			followed, behind = time.Now(), false
-			if err := m.follow(ctx); err != nil && ctx.Err() == nil {
-				m.log.Error().Err(err).Msg("cannot read the event log")
+			for _, name := range take() {
+				m.now(name)
 			}
 		}
 		next := seldom
@@ -201,26 +197,6 @@ func (m *Monitor) scan(ctx context.Context) error {
 	}
 }
 
-// follow takes up machines that something happened to.
-func (m *Monitor) follow(ctx context.Context) error {
-	for {
-		events, err := m.inv.Events(ctx, m.after, page)
-		if err != nil {
-			return err
-		}
-		for _, e := range events {
-			m.after = e.ID
-			if e.Machine == "" || e.Kind == inventory.APIAnswered {
-				continue
-			}
-			m.now(e.Machine)
-		}
-		if len(events) < page {
-			return nil
-		}
-	}
-}
-
 // every is how often a machine's API is worth asking; 0 is never.
 func every(v inventory.View) time.Duration {
 	b := v.Facts.Current()
@@ -233,7 +209,7 @@ func every(v inventory.View) time.Duration {
 		return seldom // it may run already, from before our time
 	case b == nil:
 		return 0
-	case b.Plan == inventory.Disk || !b.Config.IsZero() || !b.Initramfs.IsZero():
+	case b.Plan == inventory.Disk || !b.Script.IsZero() || !b.Config.IsZero():
 		return soon
 	}
 	return 0
