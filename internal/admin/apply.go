@@ -89,7 +89,6 @@ type plan struct {
 	machines map[string]inventory.View // as stored, by name
 	owners   map[string]owner          // of a MAC or an address
 	declared map[string]string         // machine name to its place
-	freed    bool                      // a machine so far gives up its address
 }
 
 // owner is the machine that has a MAC or an address, and its place in the
@@ -242,7 +241,6 @@ func (p *plan) machine(ctx context.Context, at string, spec api.MachineSpec) err
 			return err
 		}
 	}
-	p.freed = p.freed || old != nil && old.Address != m.Address
 	if m.Cluster == "" {
 		if st.change.Action == unchanged {
 			return nil
@@ -259,17 +257,12 @@ func (p *plan) machine(ctx context.Context, at string, spec api.MachineSpec) err
 	return p.refuse(at, checked("machine", p.talos.Check(ctx, c.cluster, c.secrets, m)))
 }
 
-// fits is what the store would refuse m for when its turn comes, but for what
-// the request itself makes good before: its cluster, which machine looks up in
-// the plan, and an address for it when all are taken.
+// fits is what the store would refuse m for when its turn comes, but for its
+// cluster, which machine looks up in the plan.
 func (p *plan) fits(ctx context.Context, m *inventory.Machine) error {
 	alone := m.Clone()
 	alone.Cluster = ""
-	err := p.inv.CheckMachine(ctx, alone)
-	if p.freed && errors.Is(err, inventory.ErrFull) {
-		return nil
-	}
-	return err
+	return p.inv.CheckMachine(ctx, alone)
 }
 
 // taken refuses MACs and an address that another machine has, here or in the

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/iana"
@@ -18,12 +19,15 @@ import (
 func (s *Server) assign(ctx context.Context, x *exchange, commit bool) ([]dhcpv6.Option, error) {
 	var out []dhcpv6.Option
 	var refused error
+	own := x.ownIA()
 	for i, ia := range x.ias {
 		if x.kind == dhcpv6.MessageTypeRequest && !onLink(ia.addrs, x.subnet) {
 			out = append(out, denied(ia.id, iana.StatusNotOnLink, "these addresses belong to another link"))
 			continue
 		}
-		lease, err := s.inv.Bind(ctx, x.binding(i, commit))
+		b := x.binding(i, i == own)
+		b.Commit, b.Not = commit, x.addrs
+		lease, err := s.inv.Bind(ctx, b)
 		switch {
 		case err == nil:
 			if !lease.Address.Is6() {
@@ -33,7 +37,7 @@ func (s *Server) assign(ctx context.Context, x *exchange, commit bool) ([]dhcpv6
 			if x.kind == dhcpv6.MessageTypeRenew || x.kind == dhcpv6.MessageTypeRebind {
 				stale = ia.addrs
 			}
-			out = append(out, leased(ia.id, lease.Address, stale, x.subnet))
+			out = append(out, leased(ia.id, lease, stale, x.subnet))
 			x.addrs = append(x.addrs, lease.Address)
 		case errors.Is(err, inventory.ErrFull), errors.Is(err, inventory.ErrRefused):
 			refused = err
@@ -61,16 +65,23 @@ func (s *Server) assign(ctx context.Context, x *exchange, commit bool) ([]dhcpv6
 	return out, nil
 }
 
-// binding names the i-th IA of the message.
-func (x *exchange) binding(i int, commit bool) inventory.Binding {
-	b := inventory.Binding{
-		MAC: x.mac, DUID: x.clientID, IAID: x.ias[i].id, Client: x.client, Subnet: x.subnet,
-		Extra: i > 0, Commit: commit,
+// ownIA is the IA that gets the machine's stable address: the one that has it,
+// else the first; -1 if this is not the NIC or the link for it.
+func (x *exchange) ownIA() int {
+	m := x.view.Machine
+	// A machine plugged into another segment gets an address of that one.
+	if m == nil || !x.subnet.Prefix.Contains(m.Address) || x.mac != x.view.AddressNIC(x.client) {
+		return -1
 	}
+	return max(0, slices.IndexFunc(x.ias, func(ia association) bool { return slices.Contains(ia.addrs, m.Address) }))
+}
+
+// binding names the i-th IA of the message. own: the stable address is its.
+func (x *exchange) binding(i int, own bool) inventory.Binding {
+	b := inventory.Binding{MAC: x.mac, DUID: x.clientID, IAID: x.ias[i].id, Client: x.client, Subnet: x.subnet}
 	if m := x.view.Machine; m != nil {
 		b.Machine = m.Name
-		// A machine plugged into another segment gets an address of that one.
-		if x.subnet.Prefix.Contains(m.Address) {
+		if own {
 			b.Stable = m.Address
 		}
 	}
@@ -106,17 +117,11 @@ func (s *Server) giveBack(ctx context.Context, x *exchange) (*dhcpv6.Message, er
 	r := s.reply(x.message, dhcpv6.MessageTypeReply, "", "")
 	r.AddOption(status(iana.StatusSuccess, ""))
 	for i, ia := range x.ias {
-		b := x.binding(i, true)
-		if x.kind == dhcpv6.MessageTypeRelease {
-			err = s.inv.Release(ctx, b)
-		} else {
-			for _, a := range ia.addrs {
-				if err = s.inv.Decline(ctx, b, a); err != nil {
-					break
-				}
-			}
+		act := s.inv.Release
+		if x.kind == dhcpv6.MessageTypeDecline {
+			act = s.inv.Decline
 		}
-		switch {
+		switch err := act(ctx, x.binding(i, x.holdsOwn(ia)), ia.addrs); {
 		case err == nil:
 			x.addrs = append(x.addrs, ia.addrs...)
 		case errors.Is(err, inventory.ErrNotFound):
@@ -130,6 +135,11 @@ func (s *Server) giveBack(ctx context.Context, x *exchange) (*dhcpv6.Message, er
 	}
 	s.decided(x, dhcpv6.MessageTypeReply)
 	return r, nil
+}
+
+// holdsOwn reports whether an IA has the machine's stable address.
+func (x *exchange) holdsOwn(ia association) bool {
+	return x.view.Machine != nil && slices.Contains(ia.addrs, x.view.Machine.Address)
 }
 
 func onLink(addrs []netip.Addr, n *inventory.Subnet) bool { return len(offLink(addrs, n)) == 0 }

@@ -64,9 +64,11 @@ func (r *rack) Bind(_ context.Context, b inventory.Binding) (inventory.Lease, er
 		return inventory.Lease{}, err
 	}
 	r.bound = append(r.bound, b)
-	lease := inventory.Lease{MAC: b.MAC, DUID: hex.EncodeToString(b.DUID), IAID: b.IAID, Machine: b.Machine}
+	lease := inventory.Lease{
+		MAC: b.MAC, DUID: hex.EncodeToString(b.DUID), IAID: b.IAID, Machine: b.Machine, Expires: time.Now().Add(b.Subnet.Valid + time.Second),
+	}
 	switch {
-	case b.Stable.IsValid() && !b.Extra && b.Client != inventory.FirmwareStack:
+	case b.Stable.IsValid() && b.Client != inventory.FirmwareStack:
 		lease.Address = b.Stable
 		return lease, nil
 	case b.Machine == "" && !b.Subnet.Strangers:
@@ -79,6 +81,9 @@ func (r *rack) Bind(_ context.Context, b inventory.Binding) (inventory.Lease, er
 	}
 	used := map[netip.Addr]bool{}
 	for _, a := range r.leases {
+		used[a] = true
+	}
+	for _, a := range b.Not {
 		used[a] = true
 	}
 	a := b.Subnet.Pool.First
@@ -94,30 +99,35 @@ func (r *rack) Bind(_ context.Context, b inventory.Binding) (inventory.Lease, er
 	return lease, nil
 }
 
-func (r *rack) Release(_ context.Context, b inventory.Binding) error {
+func (r *rack) Release(_ context.Context, b inventory.Binding, addrs []netip.Addr) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.failing["Release"]; err != nil {
 		return err
 	}
-	key := leaseKey(b)
-	if _, ok := r.leases[key]; !ok && !b.Stable.IsValid() {
-		return inventory.ErrNotFound
-	}
-	delete(r.leases, key)
-	r.freed = append(r.freed, "release "+key)
-	return nil
+	return r.free("release", b, addrs)
 }
 
-func (r *rack) Decline(_ context.Context, b inventory.Binding, addr netip.Addr) error {
+func (r *rack) free(how string, b inventory.Binding, addrs []netip.Addr) error {
+	key := leaseKey(b)
+	err := inventory.ErrNotFound
+	for _, a := range addrs {
+		switch held, ok := r.leases[key]; {
+		case ok && held == a:
+			delete(r.leases, key)
+		case b.Stable != a:
+			continue
+		}
+		r.freed = append(r.freed, how+" "+key+" "+a.String())
+		err = nil
+	}
+	return err
+}
+
+func (r *rack) Decline(_ context.Context, b inventory.Binding, addrs []netip.Addr) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := leaseKey(b)
-	if a, ok := r.leases[key]; a != addr && b.Stable != addr || !ok && !b.Stable.IsValid() {
-		return inventory.ErrNotFound
-	}
-	r.freed = append(r.freed, "decline "+key+" "+addr.String())
-	return nil
+	return r.free("decline", b, addrs)
 }
 
 func (r *rack) solicited() int {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/provisiond/provisiond/internal/inventory"
 )
@@ -379,7 +380,7 @@ func TestLifetimes(t *testing.T) {
 	} {
 		n := testSubnets()[0]
 		n.Preferred, n.Valid = seconds(tc.preferred), seconds(tc.valid)
-		v := leased(1, stableAddr, nil, &n).ToBytes()
+		v := leased(1, inventory.Lease{Address: stableAddr, Expires: time.Now().Add(n.Valid + time.Second)}, nil, &n).ToBytes()
 		got := [4]uint32{binary.BigEndian.Uint32(v[4:]), binary.BigEndian.Uint32(v[8:]), binary.BigEndian.Uint32(v[32:]), binary.BigEndian.Uint32(v[36:])}
 		if got != [4]uint32{tc.t1, tc.t2, tc.wantP, tc.wantVal} {
 			t.Errorf("%d/%d: got %v", tc.preferred, tc.valid, got)

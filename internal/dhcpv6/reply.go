@@ -82,8 +82,14 @@ func addParameters(r *dhcpv6.Message, m *message, client inventory.Client, n *in
 
 // leased is an IA_NA with its address. Addresses the client holds besides are
 // returned with lifetimes of 0: it must give them up (RFC 8415 section 18.3.4).
-func leased(id uint32, addr netip.Addr, stale []netip.Addr, n *inventory.Subnet) dhcpv6.Option {
-	preferred, valid := min(n.Preferred, infinity), min(n.Valid, infinity)
+func leased(id uint32, lease inventory.Lease, stale []netip.Addr, n *inventory.Subnet) dhcpv6.Option {
+	addr := lease.Address
+	// What is left of the promise, and not a second more.
+	valid := min(n.Valid, infinity)
+	if valid < infinity {
+		valid = max(0, min(valid, time.Until(lease.Expires).Truncate(time.Second)))
+	}
+	preferred := min(n.Preferred, valid)
 	ia := &dhcpv6.OptIANA{IaId: iaid(id)}
 	if ia.T1, ia.T2 = preferred/2, preferred/5*4; preferred == infinity {
 		ia.T1, ia.T2 = infinity, infinity

@@ -26,15 +26,16 @@ type Inventory interface {
 	// Learnt returns the MAC a DUID was seen with earlier.
 	Learnt(ctx context.Context, duid []byte) (inventory.MAC, bool)
 	// Bind chooses the address of one IA: the same again for the same MAC, DUID
-	// and IAID. With Commit it is durable when Bind returns. Errors are ErrFull
-	// (no free address) and ErrRefused (this client gets none).
+	// and IAID, promised until the lease's Expires. With Commit it is durable when
+	// Bind returns. Errors are ErrFull (no free address) and ErrRefused (this
+	// client gets none).
 	Bind(ctx context.Context, b inventory.Binding) (inventory.Lease, error)
-	// Release gives an IA's address back, and Decline reports that somebody else
-	// uses addr. Both return ErrNotFound when the IA has no such binding. They
+	// Release gives addresses of an IA back, and Decline reports that somebody
+	// else uses them. Both return ErrNotFound when the IA has none of them. They
 	// find it by MAC, DUID and IAID; Client is a guess in these messages.
-	Release(ctx context.Context, b inventory.Binding) error
-	Decline(ctx context.Context, b inventory.Binding, addr netip.Addr) error
-	// Record folds an event into the facts; they are durable when it returns.
+	Release(ctx context.Context, b inventory.Binding, addrs []netip.Addr) error
+	Decline(ctx context.Context, b inventory.Binding, addrs []netip.Addr) error
+	// Record folds an event into the facts.
 	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
 }
 

@@ -84,6 +84,10 @@ func applyMachine(f *Facts, e Event) {
 		stage(f, e)
 	case APIAnswered:
 		apiAnswered(f, e)
+	case Declined:
+		if e.Time.Sub(f.DeclinedAt) >= declinedFor { // else it is the same conflict
+			f.DeclinedAt = e.Time
+		}
 	}
 }
 

@@ -6,189 +6,154 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
-// slotsPerNIC bounds the addresses one NIC can hold beside its stable one.
-// Firmware takes a fresh random IAID each boot and forgets to release it; the
-// fifth takes the place of the oldest.
-const slotsPerNIC = 4
+// want is the lease that an IA asks for.
+func (b *Binding) want() Lease {
+	return Lease{MAC: b.MAC, DUID: hex.EncodeToString(b.DUID), IAID: b.IAID, Machine: b.Machine}
+}
 
-// Bind gives the address of one IA.
+// until is the end of a promise made now. The wire knows whole seconds only, so
+// that what is left of it may be cut to one.
+func (b *Binding) until(now time.Time) time.Time { return now.Add(b.Subnet.Valid + time.Second) }
+
+func (b *Binding) not(a netip.Addr) bool { return slices.Contains(b.Not, a) }
+
+// Bind gives the address of one IA, and until when it is promised.
 //
-// The boot IA, iPXE's and the operating system's get the machine's stable
-// address, which needs no write: it was reserved at registration. The
-// firmware's own stack, further IAs of one message, and strangers get a lease
-// from the subnet's pool, durable before Bind returns if b.Commit is set.
-// Errors: ErrFull when the pool is empty or there is none, ErrRefused for a
-// stranger where strangers get no address.
+// The stable address of a machine (b.Stable) needs no write: it was reserved at
+// registration. The firmware's own stack, further IAs of one message, further
+// NICs, and strangers get a lease from the subnet's pool, durable before Bind
+// returns if b.Commit is set. Errors: ErrFull when the pool is empty or there is
+// none, ErrRefused for a stranger where strangers get no address, and for a
+// client that declined all it may have.
 func (k *Keeper) Bind(ctx context.Context, b Binding) (Lease, error) {
 	now := time.Now().UTC()
-	lease := Lease{MAC: b.MAC, DUID: hex.EncodeToString(b.DUID), IAID: b.IAID, Machine: b.Machine, Expires: now.Add(b.Subnet.Valid)}
-	if b.Machine != "" && !b.Extra && b.Client != FirmwareStack && b.Subnet.Prefix.Contains(b.Stable) {
+	want := b.want()
+	if b.Machine != "" && b.Client != FirmwareStack && b.Subnet.Prefix.Contains(b.Stable) && !b.not(b.Stable) {
 		// A Renew names no more than its IA: it may be the firmware's own stack
-		// that holds a lease. Everybody else has the stable address.
-		if b.Client == OperatingSystem {
-			if held, err := k.slot(ctx, b, lease, now); err == nil && held.Rev != 0 && held.sameIA(lease) {
-				return held, nil
-			}
+		// that holds a lease of the pool. Everybody else has the stable address,
+		// and moves there from one that it got as a stranger.
+		held := k.leases.held(&want, b.Subnet, now)
+		if held == nil || held.Machine == "" || b.Client != OperatingSystem {
+			want.Address, want.Expires = b.Stable, b.until(now)
+			return want, nil
 		}
-		lease.Address = b.Stable
-		return lease, nil
 	}
 	if b.Machine == "" && !b.Subnet.Strangers {
 		return Lease{}, fmt.Errorf("subnet %s gives strangers no address: %w", b.Subnet.Name, ErrRefused)
 	}
-	err := k.update(ctx, func() (Commit, error) {
-		held, err := k.slot(ctx, b, lease, now)
-		if err != nil {
-			return Commit{}, err
+	if !b.Commit {
+		lease, _, err := k.choose(ctx, &b, want, now)
+		return lease, err
+	}
+	var lease Lease
+	err := k.leases.serially(want.client(), func() (err error) {
+		lease, err = k.promise(ctx, &b, want, now)
+		return err
+	})
+	return lease, err
+}
+
+// choose returns the lease that the IA would get, and the record that lies there.
+func (k *Keeper) choose(ctx context.Context, b *Binding, want Lease, now time.Time) (lease Lease, old *Lease, err error) {
+	addr, old, err := k.leases.choose(b, &want, now, b.Commit, func(a netip.Addr) (bool, error) {
+		// The pool may have been moved over machines since they were registered.
+		_, err := k.store.Get(ctx, Key{BucketAddresses, a.String()})
+		if errors.Is(err, ErrNotFound) {
+			return false, nil
 		}
-		lease.Address, lease.Rev = held.Address, held.Rev
-		// A renewal that moves the end by little is not worth a write; the
-		// client is told the full lifetime, so keep a tenth in reserve.
-		fresh := held.sameIA(lease) && held.Expires.Sub(now) > b.Subnet.Valid*9/10
-		if !b.Commit || fresh {
-			return Commit{}, nil
+		return true, err
+	})
+	want.Address, want.Expires = addr, b.until(now)
+	return want, old, err
+}
+
+// promise is Bind with a durable lease. A lease that was promised again a moment
+// ago is not written again: the client is told what is left of it.
+func (k *Keeper) promise(ctx context.Context, b *Binding, want Lease, now time.Time) (lease Lease, err error) {
+	lease, old, err := k.choose(ctx, b, want, now)
+	if err != nil {
+		return Lease{}, err
+	}
+	defer k.leases.done(lease.Address)
+	if old != nil && old.sameIA(&want) && old.Machine == want.Machine && old.Expires.Sub(now) > b.Subnet.Valid/16*15 {
+		return *old, nil
+	}
+	key := Key{BucketLeases, lease.Address.String()}
+	err = k.update(ctx, func() (Commit, error) {
+		rev := uint64(0)
+		if l := k.leases.of(lease.Address); l != nil {
+			rev = l.Rev
 		}
-		lease.Expires = now.Add(b.Subnet.Valid + b.Subnet.Valid/8)
 		var c Commit
-		err = c.put(Key{BucketLeases, lease.Address.String()}, lease, held.Rev)
+		c.Checks = []Check{{Key: Key{BucketAddresses, key.ID}}} // nobody was registered there meanwhile
+		err := c.put(key, lease, rev)
 		return c, err
 	})
 	return lease, err
 }
 
-// sameClient reports whether two leases are of one NIC, or of one DUID where
-// the NIC is not known.
-func (l Lease) sameClient(o Lease) bool {
-	return l.MAC == o.MAC && (l.MAC != "" || l.DUID == o.DUID)
-}
-
-func (l Lease) sameIA(o Lease) bool {
-	return l.MAC == o.MAC && l.DUID == o.DUID && l.IAID == o.IAID && !l.Declined
-}
-
-// slot finds the lease record to use: the one this IA holds, else a free slot
-// of the NIC, else the NIC's slot that ends first. The result's Rev is what a
-// commit has to compare with.
-func (k *Keeper) slot(ctx context.Context, b Binding, want Lease, now time.Time) (Lease, error) {
-	who := string(b.MAC)
-	if who == "" {
-		who = want.DUID
-	}
-	var free, oldest *Lease
-	for i := range slotsPerNIC {
-		l, err := k.slotAt(ctx, b.Subnet, fmt.Sprintf("%s/%d", who, i), want, now)
-		if errors.Is(err, ErrFull) {
-			break
-		} else if err != nil {
-			return Lease{}, err
-		}
-		switch {
-		case l.Rev != 0 && l.sameIA(want):
-			return l, nil
-		case l.Rev == 0 || !l.Expires.After(now):
-			if free == nil {
-				free = &l
-			}
-		case oldest == nil || l.Expires.Before(oldest.Expires):
-			oldest = &l
-		}
-	}
-	switch {
-	case free != nil:
-		return *free, nil
-	case oldest != nil:
-		return *oldest, nil
-	}
-	return Lease{}, fmt.Errorf("subnet %s has no free address in its pool: %w", b.Subnet.Name, ErrFull)
-}
-
-// slotAt is one address of the pool that is free or this NIC's own.
-func (k *Keeper) slotAt(ctx context.Context, s *Subnet, identity string, want Lease, now time.Time) (Lease, error) {
-	var found Lease
-	_, err := Allocate(s.Pool, identity, func(a netip.Addr) (bool, error) {
-		if s.Reserves(a) {
-			return true, nil
-		}
-		// The pool may have been moved over machines since they were registered.
-		if _, err := k.store.Get(ctx, Key{BucketAddresses, a.String()}); !errors.Is(err, ErrNotFound) {
-			return true, err
-		}
-		l, err := getJSON[Lease](ctx, k.store, Key{BucketLeases, a.String()})
-		if errors.Is(err, ErrNotFound) {
-			found = Lease{Address: a}
-			return false, nil
-		}
-		if err != nil {
-			return true, err
-		}
-		if l.Expires.After(now) && (l.Declined || !l.sameClient(want)) {
-			return true, nil
-		}
-		found = l
-		return false, nil
-	})
-	return found, err
-}
-
-// Release ends the lease of an IA. The stable address of a machine stays its
-// own. It returns ErrNotFound for a stranger that holds none.
-func (k *Keeper) Release(ctx context.Context, b Binding) error {
-	now := time.Now().UTC()
-	want := Lease{MAC: b.MAC, DUID: hex.EncodeToString(b.DUID), IAID: b.IAID}
-	return k.update(ctx, func() (Commit, error) {
-		l, err := k.slot(ctx, b, want, now)
-		switch {
-		case err != nil && !errors.Is(err, ErrFull):
-			return Commit{}, err
-		case err == nil && l.Rev != 0 && l.sameIA(want):
-		case b.Machine != "":
-			return Commit{}, nil
-		default:
-			return Commit{}, fmt.Errorf("lease of %s: %w", b.MAC, ErrNotFound)
-		}
-		key := Key{BucketLeases, l.Address.String()}
-		return Commit{Checks: []Check{{key, l.Rev}}, Writes: []Write{{Key: key}}}, nil
+// Release ends the lease that an IA holds on any of some addresses (RFC 8415
+// section 18.3.7). The stable address of a machine stays its own. It returns
+// ErrNotFound if the IA has none of them.
+func (k *Keeper) Release(ctx context.Context, b Binding, addrs []netip.Addr) error {
+	return k.giveBack(ctx, b, addrs, func(c *Commit, l Lease) error {
+		c.Checks = append(c.Checks, Check{Key{BucketLeases, l.Address.String()}, l.Rev})
+		c.Writes = append(c.Writes, Write{Key: Key{BucketLeases, l.Address.String()}})
+		return nil
 	})
 }
 
-// declinedFor is how long an address that somebody else uses is left alone.
-const declinedFor = time.Hour
-
-// Decline records that the client found somebody else on its address (RFC 8415
-// section 18.3.8). A leased one is kept out of use for an hour; for the stable
-// address of a machine there is no other, so it is an event for a person.
-func (k *Keeper) Decline(ctx context.Context, b Binding, a netip.Addr) error {
+// Decline records that a client found somebody else on addresses of an IA
+// (RFC 8415 section 18.3.8). A leased one is kept out of use for an hour; for the
+// stable address of a machine there is no other, so it is an event for a person.
+// It returns ErrNotFound if the IA has none of them.
+func (k *Keeper) Decline(ctx context.Context, b Binding, addrs []netip.Addr) error {
 	now := time.Now().UTC()
-	key := Key{BucketLeases, a.String()}
-	return k.update(ctx, func() (Commit, error) {
-		var c Commit
-		l, err := getJSON[Lease](ctx, k.store, key)
-		switch {
-		case errors.Is(err, ErrNotFound):
-			if a != b.Stable {
-				return c, fmt.Errorf("lease of %s: %w", a, ErrNotFound)
+	if b.Machine != "" && slices.Contains(addrs, b.Stable) {
+		if _, err := k.Record(ctx, Event{Time: now, Kind: Declined, MAC: b.MAC, Machine: b.Machine, Peer: b.Stable, Message: inUse(b.Stable)}); err != nil {
+			return err
+		}
+	}
+	return k.giveBack(ctx, b, addrs, func(c *Commit, l Lease) error {
+		rev := l.Rev
+		l.Declined, l.Expires = true, now.Add(declinedFor)
+		c.log(Event{Time: now, Kind: Declined, MAC: b.MAC, Machine: b.Machine, Peer: l.Address, Message: inUse(l.Address)})
+		return c.put(Key{BucketLeases, l.Address.String()}, l, rev)
+	})
+}
+
+func inUse(a netip.Addr) string { return "found " + a.String() + " in use by somebody else" }
+
+// giveBack commits a change of the leases that an IA holds on some addresses.
+func (k *Keeper) giveBack(ctx context.Context, b Binding, addrs []netip.Addr, change func(*Commit, Lease) error) error {
+	want := b.want()
+	return k.leases.serially(want.client(), func() error {
+		known := b.Machine != "" && slices.Contains(addrs, b.Stable)
+		err := k.update(ctx, func() (c Commit, err error) {
+			for i, a := range addrs {
+				l := k.leases.of(a)
+				if l == nil || !l.sameIA(&want) || slices.Contains(addrs[:i], a) {
+					continue
+				}
+				known = true
+				if err := change(&c, *l); err != nil {
+					return c, err
+				}
 			}
-		case err != nil:
-			return c, err
-		case l.MAC != b.MAC:
-			return c, fmt.Errorf("lease of %s by %s: %w", a, b.MAC, ErrNotFound)
-		case l.Declined:
 			return c, nil
-		default:
-			l.Declined, l.Expires = true, now.Add(declinedFor)
-			if err := c.put(key, l, l.Rev); err != nil {
-				return c, err
-			}
+		})
+		if err == nil && !known {
+			return fmt.Errorf("lease of %s: %w", want.client(), ErrNotFound)
 		}
-		c.log(Event{Time: now, Kind: Declined, MAC: b.MAC, Machine: b.Machine, Peer: a, Message: "found " + a.String() + " in use by somebody else"})
-		return c, nil
+		return err
 	})
 }
 
-// Leases lists the leases in force or in quarantine, by address.
+// Leases lists the leases in force or kept out of use, by address.
 func (k *Keeper) Leases(ctx context.Context) ([]Lease, error) {
 	return listAll[Lease](ctx, k.store, BucketLeases)
 }
@@ -196,18 +161,17 @@ func (k *Keeper) Leases(ctx context.Context) ([]Lease, error) {
 // Sweep deletes leases that ended. It is housekeeping: an ended lease is free
 // for others at once, swept or not.
 func (k *Keeper) Sweep(ctx context.Context) error {
-	leases, err := k.Leases(ctx)
-	if err != nil {
-		return err
-	}
 	now := time.Now()
-	for _, l := range leases {
-		if l.Expires.After(now) {
-			continue
-		}
-		key := Key{BucketLeases, l.Address.String()}
-		_, _, err := k.store.Commit(ctx, Commit{Checks: []Check{{key, l.Rev}}, Writes: []Write{{Key: key}}})
-		if err != nil && !errors.Is(err, ErrConflict) {
+	for _, l := range k.leases.ended(now) {
+		err := k.leases.serially(l.client(), func() error {
+			if k.leases.of(l.Address) != l {
+				return nil // somebody has it again
+			}
+			key := Key{BucketLeases, l.Address.String()}
+			_, err := k.try(ctx, Commit{Checks: []Check{{key, l.Rev}}, Writes: []Write{{Key: key}}})
+			return err
+		})
+		if err != nil && !errors.Is(err, errAgain) {
 			return err
 		}
 	}

@@ -65,6 +65,9 @@ type Facts struct {
 	ConfigErrorHash string    `json:"configErrorHash,omitempty"`
 	ConfigErrorAt   time.Time `json:"configErrorAt,omitzero"`
 
+	// DeclinedAt is when the machine last found somebody else on its stable
+	// address, to the hour.
+	DeclinedAt time.Time `json:"declinedAt,omitzero"`
 	// Noted is the token of the last event in here that had waited in memory.
 	Noted string `json:"noted,omitempty"`
 
@@ -201,22 +204,6 @@ func ImageID(version, schematic string, arch Arch) string {
 
 // ID is the image's key.
 func (i *Image) ID() string { return ImageID(i.Version, i.Schematic, i.Arch) }
-
-// Lease is an address handed out beside the stable one of a machine, or to a
-// stranger: to one IA of one client program on one NIC.
-type Lease struct {
-	Address netip.Addr `json:"address"`
-	MAC     MAC        `json:"mac"`
-	DUID    string     `json:"duid"` // hexadecimal
-	IAID    uint32     `json:"iaid"`
-	Machine string     `json:"machine,omitempty"` // empty: a stranger's
-	Expires time.Time  `json:"expires"`
-	// Declined is set when the client found somebody else on the address
-	// (RFC 8415 section 18.3.8); it is kept out of use until Expires.
-	Declined bool `json:"declined,omitempty"`
-
-	Rev uint64 `json:"-"`
-}
 
 // Rendered is what a machine's config looked like, redacted, newest first: the
 // one prepared last and the one before.

@@ -40,11 +40,12 @@ type Keeper struct {
 	secrets   decoded[Secrets]
 	views     views
 	notes     notes
+	leases    leases
 }
 
-// NewKeeper returns a Keeper on a store. It reads the list of strangers, which
-// is bounded; everything else is read when it is asked for, so that a large
-// inventory starts as fast as a small one.
+// NewKeeper returns a Keeper on a store. It reads the strangers and the leases,
+// which are bounded; everything else is read when it is asked for, so that a
+// large inventory starts as fast as a small one.
 func NewKeeper(ctx context.Context, store Store, cfg KeeperConfig) (*Keeper, error) {
 	if cfg.MaxStrangers == 0 {
 		cfg.MaxStrangers = 1024
@@ -57,6 +58,11 @@ func NewKeeper(ctx context.Context, store Store, cfg KeeperConfig) (*Keeper, err
 		return nil, err
 	}
 	k.strangers.load(list)
+	held, err := k.Leases(ctx)
+	if err != nil {
+		return nil, err
+	}
+	k.leases.load(held, k.SubnetOf)
 	return k, nil
 }
 
@@ -107,12 +113,14 @@ func (k *Keeper) try(ctx context.Context, c Commit) (uint64, error) {
 		return rev, nil
 	case errors.Is(err, ErrConflict):
 		k.views.conflicted(c.Writes)
+		k.rereadLeases(ctx, c)
 	case errors.Is(err, ErrAmbiguous):
 		k.views.committed(c.Writes, 0)
 		if rev, ok := k.happened(ctx, c); ok {
 			k.committed(c, rev)
 			return rev, nil
 		}
+		k.rereadLeases(ctx, c)
 	default:
 		return 0, err
 	}
@@ -124,7 +132,25 @@ func (k *Keeper) committed(c Commit, rev uint64) {
 	k.views.committed(c.Writes, rev)
 	k.strangers.saw(c.Writes)
 	k.notes.committed(c.Writes)
+	k.leases.committed(c.Writes, rev, k.SubnetOf)
 	k.watchers.wake(c.about)
+}
+
+// rereadLeases takes over what is stored of the leases of a commit that did not
+// come about as it should. What cannot be read fails again when it is committed.
+func (k *Keeper) rereadLeases(ctx context.Context, c Commit) {
+	for _, check := range c.Checks {
+		if check.Key.Bucket != BucketLeases {
+			continue
+		}
+		rec, err := k.store.Get(ctx, check.Key)
+		switch {
+		case err == nil:
+			k.leases.committed([]Write{{check.Key, rec.Value}}, rec.Rev, k.SubnetOf)
+		case errors.Is(err, ErrNotFound):
+			k.leases.committed([]Write{{Key: check.Key}}, 0, k.SubnetOf)
+		}
+	}
 }
 
 // happened looks whether a commit with an unknown outcome took effect: all that
@@ -226,14 +252,10 @@ func (k *Keeper) MachineByAddress(ctx context.Context, a netip.Addr) (View, erro
 	}
 	rec, err := k.store.Get(ctx, Key{BucketAddresses, a.String()})
 	if errors.Is(err, ErrNotFound) {
-		lease, lerr := getJSON[Lease](ctx, k.store, Key{BucketLeases, a.String()})
-		if errors.Is(lerr, ErrNotFound) {
-			return View{}, nil
+		if l := k.leases.of(a); l != nil && l.live(time.Now()) && !l.Declined && l.MAC != "" {
+			return k.View(ctx, l.MAC, "")
 		}
-		if lerr != nil {
-			return View{}, lerr
-		}
-		return k.View(ctx, lease.MAC, "")
+		return View{}, nil
 	}
 	if err != nil {
 		return View{}, err

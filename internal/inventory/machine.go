@@ -85,6 +85,8 @@ func (i InstallTarget) IsZero() bool {
 // BootMAC is the NIC that carries the machine's address in Talos.
 func (m *Machine) BootMAC() MAC { return m.MACs[0] }
 
+func (m *Machine) has(mac MAC) bool { return slices.Contains(m.MACs, mac) }
+
 // Clone returns a copy that shares nothing with m.
 func (m *Machine) Clone() *Machine {
 	c := *m

@@ -112,8 +112,16 @@ func (k *Keeper) register(ctx context.Context, m *Machine, old Machine, create b
 		if err := k.claim(ctx, &c, Key{BucketAddresses, m.Address.String()}, m.Name, "address"); err != nil {
 			return c, err
 		}
+		key, rev := Key{BucketLeases, m.Address.String()}, uint64(0)
+		if l := k.leases.of(m.Address); l != nil {
+			rev = l.Rev
+			c.Writes = append(c.Writes, Write{Key: key})
+		}
+		c.Checks = append(c.Checks, Check{key, rev})
 		if old.Address.IsValid() {
-			c.Writes = append(c.Writes, Write{Key: Key{BucketAddresses, old.Address.String()}})
+			if err := k.leave(&c, &old); err != nil {
+				return c, err
+			}
 		}
 	}
 	if err := c.put(Key{BucketMachines, m.Name}, m, old.Rev); err != nil {
@@ -145,6 +153,26 @@ func (k *Keeper) claim(ctx context.Context, c *Commit, key Key, name, field stri
 	return nil
 }
 
+// leave gives up a machine's stable address. It may be in use, even if the machine
+// was not seen: nobody is given it unasked for as long as a lease would last.
+func (k *Keeper) leave(c *Commit, m *Machine) error {
+	c.Writes = append(c.Writes, Write{Key: Key{BucketAddresses, m.Address.String()}})
+	s := k.SubnetOf(m.Address)
+	if s == nil {
+		return nil
+	}
+	left := Lease{Address: m.Address, MAC: m.BootMAC(), Machine: m.Name, Expires: time.Now().UTC().Add(s.Valid), Left: true}
+	return c.put(Key{BucketLeases, m.Address.String()}, left, 0)
+}
+
+// inUse reports whether a client other than m may hold an address.
+func (k *Keeper) inUse(m *Machine, a netip.Addr) *Lease {
+	if l := k.leases.of(a); l != nil && l.live(time.Now()) && !m.has(l.MAC) {
+		return l
+	}
+	return nil
+}
+
 // place checks the address that was given, or allocates one.
 func (k *Keeper) place(ctx context.Context, m *Machine, old netip.Addr, seenOn string) error {
 	if m.Address.IsValid() {
@@ -162,6 +190,13 @@ func (k *Keeper) place(ctx context.Context, m *Machine, old netip.Addr, seenOn s
 		case s.Pool.Contains(m.Address):
 			return fieldErr("address", "choose one outside "+s.Pool.First.String()+"-"+s.Pool.Last.String(), "%s lies in the pool for strangers of subnet %s", m.Address, s.Name)
 		}
+		// What a machine left may be given to its successor.
+		if l := k.inUse(m, m.Address); l != nil && !l.Left {
+			return &FieldError{
+				Field: "address", Problem: fmt.Sprintf("%s is leased to %s until %s", m.Address, l.client(), l.Expires.Format(time.RFC3339)),
+				Fix: "choose another, or wait", Err: ErrExists,
+			}
+		}
 		return nil
 	}
 	s, err := k.subnetFor(m, seenOn)
@@ -169,7 +204,7 @@ func (k *Keeper) place(ctx context.Context, m *Machine, old netip.Addr, seenOn s
 		return err
 	}
 	m.Address, err = Allocate(s.Machines, m.Name, func(a netip.Addr) (bool, error) {
-		if s.Reserves(a) {
+		if s.Reserves(a) || k.inUse(m, a) != nil {
 			return true, nil
 		}
 		_, err := k.store.Get(ctx, Key{BucketAddresses, a.String()})
@@ -179,7 +214,7 @@ func (k *Keeper) place(ctx context.Context, m *Machine, old netip.Addr, seenOn s
 		return true, err
 	})
 	if err != nil {
-		return &FieldError{Field: "address", Problem: fmt.Sprintf("subnet %s: %v", s.Name, err), Fix: "give an address, or enlarge the subnet's machines range", Err: ErrFull}
+		return &FieldError{Field: "address", Problem: fmt.Sprintf("subnet %s: %v", s.Name, err), Fix: "give an address, or enlarge the subnet's machines range; those of removed machines are free when a lease would have ended", Err: ErrFull}
 	}
 	return nil
 }
@@ -253,8 +288,10 @@ func (k *Keeper) DeleteMachine(ctx context.Context, name string, rev uint64) err
 			Checks: []Check{{Key{BucketMachines, name}, m.Rev}, {Key{BucketFacts, name}, f.Rev}},
 			Writes: []Write{
 				{Key: Key{BucketMachines, name}}, {Key: Key{BucketFacts, name}}, {Key: Key{BucketRendered, name}},
-				{Key: Key{BucketAddresses, m.Address.String()}},
 			},
+		}
+		if err := k.leave(&c, &m); err != nil {
+			return Commit{}, err
 		}
 		for _, mac := range m.MACs {
 			c.Writes = append(c.Writes, Write{Key: Key{BucketMACs, string(mac)}})

@@ -1,0 +1,170 @@
+package inventory_test
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+func stranger(k *inventory.Keeper, i int) inventory.Binding {
+	return inventory.Binding{MAC: mac(1000 + i), DUID: []byte{0, 2, byte(i)}, IAID: 1, Client: inventory.OperatingSystem, Subnet: &k.Subnets()[0], Commit: true}
+}
+
+func mustBind(t *testing.T, k *inventory.Keeper, b inventory.Binding) inventory.Lease {
+	t.Helper()
+	l, err := k.Bind(t.Context(), b)
+	if err != nil {
+		t.Fatalf("%+v: %v", b, err)
+	}
+	return l
+}
+
+// TestAPromiseIsOnDisk: what a client is told never ends later than what is
+// stored, which is written anew only when some of it has passed.
+func TestAPromiseIsOnDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, _ := newKeeper(t)
+		b := stranger(k, 1)
+		first := mustBind(t, k, b)
+		stored := func() inventory.Lease {
+			t.Helper()
+			list, err := k.Leases(t.Context())
+			if err != nil || len(list) != 1 {
+				t.Fatalf("%v, %v", list, err)
+			}
+			return list[0]
+		}
+		for range 200 {
+			time.Sleep(90 * time.Second)
+			before := stored()
+			l := mustBind(t, k, b)
+			if l.Address != first.Address || l.Expires.After(stored().Expires) {
+				t.Fatalf("promised %s until %s, stored is %+v", l.Address, l.Expires, stored())
+			}
+			if left := time.Until(l.Expires); left < b.Subnet.Valid/16*15 {
+				t.Fatalf("only %v are promised", left)
+			}
+			if rewritten := stored().Rev != before.Rev; rewritten && time.Until(before.Expires) > b.Subnet.Valid/16*15 {
+				t.Fatal("written again although it was promised a moment ago")
+			}
+		}
+		time.Sleep(time.Until(stored().Expires))
+		if err := k.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := k.Leases(t.Context()); err != nil || len(list) != 0 {
+			t.Errorf("at its end it is still there: %v, %v", list, err)
+		}
+	})
+}
+
+// TestWhoDeclinesAllGetsNoMore: one NIC cannot put a whole pool into quarantine.
+func TestWhoDeclinesAllGetsNoMore(t *testing.T) {
+	k, _ := newKeeper(t)
+	b := stranger(k, 1)
+	declined := map[netip.Addr]bool{}
+	for i := range uint32(100) {
+		b.IAID = i
+		l, err := k.Bind(t.Context(), b)
+		if errors.Is(err, inventory.ErrRefused) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if declined[l.Address] {
+			t.Fatalf("%s was declined and is given again", l.Address)
+		}
+		declined[l.Address] = true
+		if err := k.Decline(t.Context(), b, []netip.Addr{l.Address}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(declined); n == 0 || n > 8 {
+		t.Errorf("it took %d addresses out of use", n)
+	}
+}
+
+// TestNotTwiceInOneMessage: IAs of one message get addresses of their own, though
+// an Advertise writes nothing.
+func TestNotTwiceInOneMessage(t *testing.T) {
+	k, _ := newKeeper(t)
+	for _, commit := range []bool{false, true} {
+		b := stranger(k, 1)
+		b.Commit = commit
+		for i := range uint32(8) {
+			b.IAID = i
+			l, err := k.Bind(t.Context(), b)
+			if errors.Is(err, inventory.ErrRefused) && commit && i >= 4 {
+				continue // no NIC gets more than four
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			for _, a := range b.Not {
+				if a == l.Address {
+					t.Fatalf("commit %v: IA %d got %s, which another has", commit, i, a)
+				}
+			}
+			b.Not = append(b.Not, l.Address)
+		}
+	}
+}
+
+// TestRegisteredWhileItRuns: a stranger that is registered moves from its lease
+// to the machine's own address.
+func TestRegisteredWhileItRuns(t *testing.T) {
+	k, _ := newKeeper(t)
+	b := stranger(k, 1)
+	lease := mustBind(t, k, b)
+	m := mustPut(t, k, &inventory.Machine{Name: "m", MACs: []inventory.MAC{b.MAC}, Role: inventory.Worker})
+	b.Machine, b.Stable = m.Name, m.Address
+	if got := mustBind(t, k, b); got.Address != m.Address {
+		t.Errorf("it keeps %s (had %s), its own is %s", got.Address, lease.Address, m.Address)
+	}
+}
+
+// TestAddressOfARemovedMachine: nobody gets it unasked while it may be in use;
+// its successor may be given it.
+func TestAddressOfARemovedMachine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, _ := newKeeper(t)
+		old := mustPut(t, k, machine(1))
+		if err := k.DeleteMachine(t.Context(), old.Name, 0); err != nil {
+			t.Fatal(err)
+		}
+		again := machine(1) // the same name is placed at the same spot
+		again.MACs = []inventory.MAC{mac(2)}
+		if other := mustPut(t, k, again); other.Address == old.Address {
+			t.Errorf("another machine got %s at once", old.Address)
+		}
+		if back := mustPut(t, k, &inventory.Machine{Name: "back", MACs: []inventory.MAC{mac(1)}, Role: inventory.Worker, Address: old.Address}); back.Address != old.Address {
+			t.Errorf("it came back and got %s", back.Address)
+		}
+		if err := k.DeleteMachine(t.Context(), "back", 0); err != nil {
+			t.Fatal(err)
+		}
+		mustPut(t, k, &inventory.Machine{Name: "successor", MACs: []inventory.MAC{mac(3)}, Role: inventory.Worker, Address: old.Address})
+	})
+}
+
+// TestLeasedAddressIsNotRegistered: the pool was moved, and a stranger still
+// holds what is now outside of it.
+func TestLeasedAddressIsNotRegistered(t *testing.T) {
+	k, store := newKeeper(t)
+	lease := mustBind(t, k, stranger(k, 1))
+	moved := subnets()
+	moved[0].Pool = inventory.Range{First: addr("2001:db8:1::e00"), Last: addr("2001:db8:1::e3f")}
+	k, err := inventory.NewKeeper(t.Context(), store, inventory.KeeperConfig{Subnets: moved})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = k.PutMachine(t.Context(), &inventory.Machine{Name: "m", MACs: []inventory.MAC{mac(1)}, Role: inventory.Worker, Address: lease.Address}, 0)
+	var fe *inventory.FieldError
+	if !errors.As(err, &fe) || fe.Field != "address" || !strings.Contains(err.Error(), "leased to") {
+		t.Errorf("registering a leased address: %v", err)
+	}
+}
