@@ -19,10 +19,17 @@ import (
 func (s *Server) assign(ctx context.Context, x *exchange, commit bool) ([]dhcpv6.Option, error) {
 	var out []dhcpv6.Option
 	var refused error
+	if x.client == inventory.FirmwareStack && slices.ContainsFunc(x.ias, x.holdsOwn) {
+		x.client = inventory.OperatingSystem // the firmware's stack is never given it
+	}
 	own := x.ownIA()
 	for i, ia := range x.ias {
 		if x.kind == dhcpv6.MessageTypeRequest && !onLink(ia.addrs, x.subnet) {
 			out = append(out, denied(ia.id, iana.StatusNotOnLink, "these addresses belong to another link"))
+			continue
+		}
+		if i >= maxIAs && i != own {
+			out = append(out, denied(ia.id, iana.StatusNoAddrsAvail, "no more addresses for this client"))
 			continue
 		}
 		b := x.binding(i, i == own)
@@ -33,28 +40,28 @@ func (s *Server) assign(ctx context.Context, x *exchange, commit bool) ([]dhcpv6
 			if !lease.Address.Is6() {
 				return nil, fmt.Errorf("binding IA %08x of %s: got no address", ia.id, x.mac)
 			}
-			var stale []netip.Addr
-			if x.kind == dhcpv6.MessageTypeRenew || x.kind == dhcpv6.MessageTypeRebind {
-				stale = ia.addrs
-			}
-			out = append(out, leased(ia.id, lease, stale, x.subnet))
+			out = append(out, leased(ia.id, lease, x.stale(ia), x.subnet))
 			x.addrs = append(x.addrs, lease.Address)
 		case errors.Is(err, inventory.ErrFull), errors.Is(err, inventory.ErrRefused):
 			refused = err
-			switch x.kind {
-			case dhcpv6.MessageTypeRenew:
-				out = append(out, denied(ia.id, iana.StatusNoBinding, "ask for a new address"))
-			case dhcpv6.MessageTypeRebind:
-				out = append(out, denied(ia.id, iana.StatusNoBinding, "ask for a new address", offLink(ia.addrs, x.subnet)...))
-			default:
-				out = append(out, denied(ia.id, iana.StatusNoAddrsAvail, "no address for this client"))
+			code, msg := iana.StatusNoAddrsAvail, "no address for this client"
+			if x.extends() && errors.Is(err, inventory.ErrRefused) {
+				code, msg = iana.StatusNoBinding, "ask for a new address"
 			}
+			var off []netip.Addr
+			if x.extends() {
+				off = offLink(ia.addrs, x.subnet)
+			}
+			out = append(out, denied(ia.id, code, msg, off...))
 		default:
 			return nil, fmt.Errorf("binding IA %08x of %s: %w", ia.id, x.mac, err)
 		}
 	}
-	if x.kind == dhcpv6.MessageTypeSolicit && len(x.addrs) == 0 && errors.Is(refused, inventory.ErrRefused) {
-		return nil, dropf(dropRefused, "%s: %w", x.mac, refused)
+	// To be answered, one that nothing names has to be resolved, after which its
+	// NIC is known.
+	unresolved := x.mac == "" && len(x.relays) == 0
+	if x.kind == dhcpv6.MessageTypeSolicit && len(x.addrs) == 0 && errors.Is(refused, inventory.ErrRefused) && !unresolved {
+		return nil, dropf(dropRefused, "%s: %w", x.who(), refused)
 	}
 	if refused != nil {
 		x.plan.Reason += "; no address: " + refused.Error()
@@ -86,6 +93,27 @@ func (x *exchange) binding(i int, own bool) inventory.Binding {
 		}
 	}
 	return b
+}
+
+// extends reports whether the client wants to keep what it has.
+func (x *exchange) extends() bool {
+	return x.kind == dhcpv6.MessageTypeRenew || x.kind == dhcpv6.MessageTypeRebind
+}
+
+// stale are the addresses of an IA that the client has to give up, unless it is
+// given them again. What a Renew names we gave (RFC 8415 section 18.3.4). What a
+// Rebind names may be another server's, unless it fits no server on this link or
+// lies where we give addresses (section 18.3.5).
+func (x *exchange) stale(ia association) []netip.Addr {
+	switch x.kind {
+	case dhcpv6.MessageTypeRenew:
+		return ia.addrs
+	case dhcpv6.MessageTypeRebind:
+		return slices.DeleteFunc(slices.Clone(ia.addrs), func(a netip.Addr) bool {
+			return x.subnet.Prefix.Contains(a) && !x.subnet.Machines.Contains(a) && !x.subnet.Pool.Contains(a)
+		})
+	}
+	return nil
 }
 
 // confirm says whether all addresses still fit the link (section 18.3.3).

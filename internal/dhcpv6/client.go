@@ -1,9 +1,9 @@
 package dhcpv6
 
 import (
-	"bytes"
 	"encoding/hex"
 	"slices"
+	"strings"
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/iana"
@@ -14,23 +14,38 @@ import (
 // clientOf says which program of the machine is speaking.
 func clientOf(m *message) inventory.Client {
 	switch {
-	case bytes.Contains(m.userClass, []byte("iPXE")):
+	case slices.ContainsFunc(m.userClass, func(s string) bool { return strings.Contains(s, "iPXE") }):
 		// Its architecture and vendor class are those of the firmware below it,
 		// so this comes first, or iPXE would load itself for ever.
 		return inventory.IPXE
-	case bytes.Contains(m.vendorClass, []byte("HTTPClient")):
+	case m.isVendor("HTTPClient"):
 		return inventory.FirmwareHTTP
-	case bytes.Contains(m.vendorClass, []byte("PXEClient")):
+	case m.isVendor("PXEClient"):
 		return inventory.FirmwarePXE
 	case len(m.archs) > 0 && slices.ContainsFunc(m.archs, bootsByHTTP):
 		return inventory.FirmwareHTTP
 	case len(m.archs) > 0:
 		return inventory.FirmwarePXE
-	case slices.Equal(m.wants, []dhcpv6.OptionCode{dhcpv6.OptionDNSRecursiveNameServer}) && !m.rapidCommit && !isDUIDLL(m.clientID):
-		// EDK2's own stack asks for option 23 and nothing else.
+	case m.isFirmwareStack():
 		return inventory.FirmwareStack
 	}
 	return inventory.OperatingSystem
+}
+
+// isVendor reports whether a vendor class has a word, as in
+// "PXEClient:Arch:00007:UNDI:003000".
+func (m *message) isVendor(word string) bool {
+	return slices.ContainsFunc(m.vendorClass, func(s string) bool { return strings.Contains(s, word) })
+}
+
+// isFirmwareStack recognizes EDK2's own IPv6 stack: it asks for option 23 and
+// nothing else, and its Solicit wants T1 and T2 without end (measured). An
+// operating system that wants no more than DNS leaves them at 0.
+func (m *message) isFirmwareStack() bool {
+	if m.rapidCommit || isDUIDLL(m.clientID) || !slices.Equal(m.wants, []dhcpv6.OptionCode{dhcpv6.OptionDNSRecursiveNameServer}) {
+		return false
+	}
+	return m.kind != dhcpv6.MessageTypeSolicit || !slices.ContainsFunc(m.ias, func(ia association) bool { return ia.t1 != 0xffffffff || ia.t2 != 0xffffffff })
 }
 
 // boots reports whether the client is one that is given a boot URL.

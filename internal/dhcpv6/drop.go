@@ -22,7 +22,6 @@ const (
 	dropOtherServer
 	dropUnicast
 	dropSubnet
-	dropUnidentified
 	dropRefused
 	dropFailed
 	dropQueue
@@ -31,20 +30,19 @@ const (
 )
 
 var dropNames = [numDrops]string{
-	dropOversized:    "oversized",
-	dropMalformed:    "malformed",
-	dropSource:       "bad source",
-	dropRelays:       "too many relays",
-	dropType:         "wrong type",
-	dropInvalid:      "invalid",
-	dropOtherServer:  "for another server",
-	dropUnicast:      "unicast",
-	dropSubnet:       "no subnet",
-	dropUnidentified: "no MAC",
-	dropRefused:      "refused",
-	dropFailed:       "failed",
-	dropQueue:        "queue full",
-	dropSend:         "not sent",
+	dropOversized:   "oversized",
+	dropMalformed:   "malformed",
+	dropSource:      "bad source",
+	dropRelays:      "too many relays",
+	dropType:        "wrong type",
+	dropInvalid:     "invalid",
+	dropOtherServer: "for another server",
+	dropUnicast:     "unicast",
+	dropSubnet:      "no subnet",
+	dropRefused:     "refused",
+	dropFailed:      "failed",
+	dropQueue:       "queue full",
+	dropSend:        "not sent",
 }
 
 func (d drop) String() string { return dropNames[d] }

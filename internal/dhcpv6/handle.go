@@ -75,7 +75,8 @@ func (s *Server) useMulticast(x *exchange) (*dhcpv6.Message, error) {
 	return r, nil
 }
 
-// identify finds the subnet and the NIC.
+// identify finds the subnet and the NIC. A client whose NIC nothing names is a
+// stranger by its DUID.
 func (s *Server) identify(ctx context.Context, x *exchange) error {
 	x.client, x.arch = clientOf(x.message), archOf(x.archs)
 	if err := s.findSubnet(x); err != nil {
@@ -95,13 +96,18 @@ func (s *Server) identify(ctx context.Context, x *exchange) error {
 		}
 		x.mac, x.source = inventory.Identify(e, func(duid []byte) (inventory.MAC, bool) { return s.inv.Learnt(ctx, duid) })
 	}
-	if x.mac == "" {
-		if len(x.relays) > 0 {
-			return dropf(dropUnidentified, "the relay must add option 79 (RFC 6939): neither %s nor DUID %x names the NIC", e.RelayPeer, x.clientID)
-		}
-		return dropf(dropUnidentified, "neither %s, the neighbour table nor DUID %x names the NIC", e.Source, x.clientID)
-	}
 	return nil
+}
+
+// who names the client for people.
+func (x *exchange) who() string {
+	switch {
+	case x.mac != "":
+		return string(x.mac)
+	case len(x.relays) > 0:
+		return fmt.Sprintf("DUID %x (nothing names its NIC: let the relay add option 79, RFC 6939)", x.clientID)
+	}
+	return fmt.Sprintf("DUID %x (neither %s nor the neighbour table names its NIC)", x.clientID, x.in.src.Addr())
 }
 
 // findSubnet chooses by the link-address closest to the client (RFC 8415
@@ -150,6 +156,10 @@ func (s *Server) respond(ctx context.Context, x *exchange) (*dhcpv6.Message, err
 	if err != nil {
 		return nil, err
 	}
+	if rapid && len(x.addrs) == 0 {
+		// Nothing was committed: leave the client to other servers.
+		kind, rapid = dhcpv6.MessageTypeAdvertise, false
+	}
 	if boots(x.client) && kind == dhcpv6.MessageTypeReply && (rapid || x.kind == dhcpv6.MessageTypeRequest || x.kind == dhcpv6.MessageTypeInformationRequest) {
 		e := x.event(inventory.Offered)
 		e.Plan, e.Message = x.plan.Action, x.plan.Reason
@@ -166,6 +176,7 @@ func (s *Server) respond(ctx context.Context, x *exchange) (*dhcpv6.Message, err
 		r.AddOption(raw(dhcpv6.OptionRapidCommit, nil))
 	}
 	addParameters(r, x.message, x.client, x.subnet)
+	addSupplied(r, x.relays)
 	for _, o := range ias {
 		r.AddOption(o)
 	}
@@ -177,6 +188,10 @@ func (s *Server) respond(ctx context.Context, x *exchange) (*dhcpv6.Message, err
 // it recorded. Everything but an install goes on without the record: a full disk
 // here must keep no machine from its own.
 func (s *Server) decide(ctx context.Context, x *exchange) (err error) {
+	if x.mac == "" {
+		x.plan = inventory.Plan{Action: inventory.Hold, Reason: x.who()}
+		return nil
+	}
 	var unrecorded error
 	if x.kind == dhcpv6.MessageTypeSolicit || x.kind == dhcpv6.MessageTypeInformationRequest && x.client == inventory.IPXE {
 		x.view, unrecorded = s.inv.Record(ctx, x.event(inventory.Solicited))
@@ -253,7 +268,8 @@ func (x *exchange) answer(r *dhcpv6.Message) answer {
 		port = x.in.src.Port()
 	}
 	out.dst = netip.AddrPortFrom(peer, port)
-	if peer.IsLinkLocalUnicast() {
+	// A direct client is answered where it was heard (RFC 8415 section 18.3.10).
+	if len(x.relays) == 0 || peer.IsLinkLocalUnicast() {
 		out.ifindex = x.in.ifindex
 	}
 	if x.in.dst.IsValid() && !x.in.dst.IsMulticast() {

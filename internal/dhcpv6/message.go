@@ -21,9 +21,9 @@ const (
 	maxHops = 8
 	// maxDUID is the longest DUID with its type (RFC 8415 section 11.1).
 	maxDUID = 130
-	// maxIAs and maxAddresses bound what one message can ask of the inventory.
-	maxIAs       = 8
-	maxAddresses = 8
+	// maxIAs bounds how many IAs of one message are given an address. The others
+	// are told that there is none; all fit into maxMessage.
+	maxIAs = 8
 )
 
 // message is what a client said, reduced to what answers depend on.
@@ -37,14 +37,15 @@ type message struct {
 	wants       []dhcpv6.OptionCode // Option Request option
 	rapidCommit bool
 	archs       []uint16 // client system architecture types (RFC 5970 section 3.3)
-	vendorClass []byte   // option 16 after the enterprise number
-	userClass   []byte   // option 15 as sent
+	vendorClass []string // the data fields of all options 16
+	userClass   []string // the items of option 15
 }
 
 // association is an IA_NA (RFC 8415 section 21.4).
 type association struct {
-	id    uint32
-	addrs []netip.Addr
+	id     uint32
+	t1, t2 uint32 // seconds, as sent
+	addrs  []netip.Addr
 }
 
 // unserved is an IA_TA or IA_PD: answered with a status, never with a lease.
@@ -59,8 +60,11 @@ type relay struct {
 	link        netip.Addr
 	peer        netip.Addr
 	interfaceID []byte // option 18 as sent; nil: none
+	remoteID    []byte // option 37 as sent (RFC 4649); nil: none
 	linkLayer   inventory.MAC
-	port        []byte // option 135 as sent (RFC 8357); nil: none
+	echo        dhcpv6.Options // what its Echo Request option (43) names, as sent (RFC 4994)
+	supplied    dhcpv6.Options // of its option 66: what it asks to have passed on (RFC 6422)
+	port        []byte         // option 135 as sent (RFC 8357); nil: none
 }
 
 // unwrap takes Relay-forward headers off a packet, outermost first, and returns
@@ -87,7 +91,16 @@ func unwrap(b []byte) ([]relay, []byte, error) {
 			return nil, nil, err
 		}
 		r.interfaceID, _ = find(opts, dhcpv6.OptionInterfaceID)
+		r.remoteID, _ = find(opts, dhcpv6.OptionRemoteID)
 		r.port, _ = find(opts, dhcpv6.OptionRelayPort)
+		if codes, ok := find(opts, dhcpv6.OptionEchoRequest); ok {
+			r.echo = echoed(opts, codes)
+		}
+		if v, ok := find(opts, dhcpv6.OptionRSOO); ok {
+			if r.supplied, err = parseOptions(v); err != nil {
+				return nil, nil, err
+			}
+		}
 		// Hardware type 1 is Ethernet (RFC 6939 section 4).
 		if v, ok := find(opts, dhcpv6.OptionClientLinkLayerAddr); ok && len(v) == 8 && v[0] == 0 && v[1] == 1 {
 			if mac, err := inventory.MACFromBytes(v[2:]); err == nil {
@@ -101,6 +114,22 @@ func unwrap(b []byte) ([]relay, []byte, error) {
 		relays, b = append(relays, r), inner
 	}
 	return relays, b, nil
+}
+
+// echoed are the options that a relay wants to have back. Those that a Relay-reply
+// has anyway are left out.
+func echoed(opts dhcpv6.Options, codes []byte) dhcpv6.Options {
+	var out dhcpv6.Options
+	for ; len(codes) >= 2; codes = codes[2:] {
+		switch code := dhcpv6.OptionCode(binary.BigEndian.Uint16(codes)); code {
+		case dhcpv6.OptionRelayMsg, dhcpv6.OptionInterfaceID, dhcpv6.OptionRelayPort, dhcpv6.OptionEchoRequest:
+		default:
+			if v, ok := find(opts, code); ok && out.GetOne(code) == nil {
+				out.Add(raw(code, v))
+			}
+		}
+	}
+	return out
 }
 
 // parseMessage reads a client message. Only what is needed is looked into: a
@@ -120,9 +149,8 @@ func parseMessage(b []byte) (*message, error) {
 	m.clientID, _ = find(opts, dhcpv6.OptionClientID)
 	m.serverID, _ = find(opts, dhcpv6.OptionServerID)
 	_, m.rapidCommit = find(opts, dhcpv6.OptionRapidCommit)
-	m.userClass, _ = find(opts, dhcpv6.OptionUserClass)
-	if v, ok := find(opts, dhcpv6.OptionVendorClass); ok && len(v) > 4 {
-		m.vendorClass = v[4:]
+	if v, ok := find(opts, dhcpv6.OptionUserClass); ok {
+		m.userClass = items(v)
 	}
 	if v, ok := find(opts, dhcpv6.OptionClientArchType); ok {
 		for ; len(v) >= 2; v = v[2:] {
@@ -136,25 +164,41 @@ func parseMessage(b []byte) (*message, error) {
 			for ; len(v) >= 2; v = v[2:] {
 				m.wants = append(m.wants, dhcpv6.OptionCode(binary.BigEndian.Uint16(v)))
 			}
+		case dhcpv6.OptionVendorClass: // one for each enterprise number
+			if len(v) > 4 {
+				m.vendorClass = append(m.vendorClass, items(v[4:])...)
+			}
 		case dhcpv6.OptionIANA:
 			a, err := parseAssociation(v)
 			if err != nil {
 				return nil, err
 			}
 			same := func(b association) bool { return a.id == b.id }
-			if len(m.ias) < maxIAs && !slices.ContainsFunc(m.ias, same) {
+			if !slices.ContainsFunc(m.ias, same) {
 				m.ias = append(m.ias, a)
 			}
 		case dhcpv6.OptionIATA, dhcpv6.OptionIAPD:
 			if len(v) < 4 {
 				return nil, dropf(dropMalformed, "option %d of %d octets", o.Code(), len(v))
 			}
-			if len(m.unserved) < maxIAs {
-				m.unserved = append(m.unserved, unserved{o.Code(), binary.BigEndian.Uint32(v)})
-			}
+			m.unserved = append(m.unserved, unserved{o.Code(), binary.BigEndian.Uint32(v)})
 		}
 	}
 	return m, nil
+}
+
+// items are the parts of a user or vendor class (RFC 8415 sections 21.15, 21.16).
+// What has no length that fits is taken whole: some write the bare text.
+func items(v []byte) []string {
+	var out []string
+	for len(v) >= 2 {
+		n := 2 + int(binary.BigEndian.Uint16(v))
+		if n > len(v) {
+			return append(out, string(v))
+		}
+		out, v = append(out, string(v[2:n])), v[n:]
+	}
+	return out
 }
 
 func answerable(k dhcpv6.MessageType) bool {
@@ -171,13 +215,13 @@ func parseAssociation(v []byte) (association, error) {
 	if len(v) < 12 {
 		return association{}, dropf(dropMalformed, "IA_NA of %d octets", len(v))
 	}
-	a := association{id: binary.BigEndian.Uint32(v)}
+	a := association{id: binary.BigEndian.Uint32(v), t1: binary.BigEndian.Uint32(v[4:]), t2: binary.BigEndian.Uint32(v[8:])}
 	opts, err := parseOptions(v[12:])
 	if err != nil {
 		return a, err
 	}
 	for _, o := range opts {
-		if o.Code() != dhcpv6.OptionIAAddr || len(a.addrs) == maxAddresses {
+		if o.Code() != dhcpv6.OptionIAAddr {
 			continue
 		}
 		v := o.ToBytes()

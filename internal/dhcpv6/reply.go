@@ -80,6 +80,19 @@ func addParameters(r *dhcpv6.Message, m *message, client inventory.Client, n *in
 	}
 }
 
+// addSupplied passes on what relays supply, the one closest to the client first,
+// where it is an option made for that and we have none ourselves (RFC 6422
+// section 6; IANA, Options Permitted in the RSOO).
+func addSupplied(r *dhcpv6.Message, relays []relay) {
+	for i := len(relays) - 1; i >= 0; i-- {
+		for _, o := range relays[i].supplied {
+			if o.Code() == dhcpv6.OptionERPLocalDomainName && r.Options.GetOne(o.Code()) == nil {
+				r.AddOption(o)
+			}
+		}
+	}
+}
+
 // leased is an IA_NA with its address. Addresses the client holds besides are
 // returned with lifetimes of 0: it must give them up (RFC 8415 section 18.3.4).
 func leased(id uint32, lease inventory.Lease, stale []netip.Addr, n *inventory.Subnet) dhcpv6.Option {
@@ -158,6 +171,9 @@ func wrap(relays []relay, m *dhcpv6.Message) []byte {
 		}
 		if r.port != nil {
 			outer.AddOption(raw(dhcpv6.OptionRelayPort, r.port))
+		}
+		for _, o := range r.echo {
+			outer.AddOption(o)
 		}
 		outer.AddOption(dhcpv6.OptRelayMessage(d))
 		d = outer

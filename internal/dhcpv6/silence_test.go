@@ -68,8 +68,6 @@ func TestSilence(t *testing.T) {
 		"from ::":                    {in: on(direct(installMAC, ovmfPXE.first()), func(p *packet) { p.src = netip.MustParseAddrPort("[::]:546") }), want: dropSource},
 		"from multicast":             {in: on(direct(installMAC, ovmfPXE.first()), func(p *packet) { p.src = netip.MustParseAddrPort("[ff02::1]:546") }), want: dropSource},
 		"from nowhere":               {in: on(direct(installMAC, ovmfPXE.first()), func(p *packet) { p.src = netip.AddrPort{} }), want: dropSource},
-		"nobody's address":           {in: on(direct(installMAC, ovmfPXE.first()), func(p *packet) { p.src = netip.MustParseAddrPort("[fe80::1]:546") }), want: dropUnidentified},
-		"nobody's relayed address":   {in: viaRelay(relayed(0, "2001:db8:1::fe", "fe80::1", ovmfPXE.first())), want: dropUnidentified},
 		"refused":                    {in: direct(installMAC, talos.first()), set: refuse, want: dropRefused},
 		"stranger where none is let": {in: viaRelay(relayed(0, "2001:db8:2::1", strangeMAC.LinkLocal().String(), ovmfPXE.first())), want: dropRefused},
 		"database gone, View":        {in: direct(installMAC, talos.with(request, talos.ia)), set: func(r *rack) { r.fail("View", down) }, want: dropFailed},

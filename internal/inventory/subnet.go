@@ -149,11 +149,20 @@ func (s *Subnet) Validate() error {
 			}
 		}
 	}
-	if s.Preferred <= 0 || s.Valid < s.Preferred {
-		return fieldErr("lease", "preferred and valid lifetimes, such as 12h and 24h", "lifetimes %v and %v make no lease", s.Preferred, s.Valid)
+	if s.Preferred < minLifetime || s.Valid < s.Preferred {
+		return fieldErr("lease", "preferred and valid lifetimes of a minute or more, such as 12h and 24h", "lifetimes %v and %v make no lease", s.Preferred, s.Valid)
+	}
+	for i, a := range s.Reserved {
+		if !s.Prefix.Contains(a) {
+			return fieldErr(fmt.Sprintf("reserved[%d]", i), "leave it out", "%s is not in %s", a, s.Prefix)
+		}
 	}
 	return nil
 }
+
+// minLifetime is the shortest lease. The wire counts seconds, and a client that
+// has to renew all the time does nothing else.
+const minLifetime = time.Minute
 
 // Reserves reports whether a must not be handed out in s.
 func (s *Subnet) Reserves(a netip.Addr) bool {
@@ -178,6 +187,9 @@ func ValidateSubnets(subnets []Subnet) error {
 		for j := range i {
 			if subnets[j].Name == subnets[i].Name {
 				return fieldErr(at+".name", "", "%s is the name of subnets[%d] too", subnets[i].Name, j)
+			}
+			if name := subnets[i].Interface; name != "" && subnets[j].Interface == name {
+				return fieldErr(at+".interface", "one subnet for each interface", "%s is the interface of subnet %s too", name, subnets[j].Name)
 			}
 			if subnets[j].Prefix.Overlaps(subnets[i].Prefix) {
 				return fieldErr(at+".prefix", "", "%s overlaps %s of subnet %s", subnets[i].Prefix, subnets[j].Prefix, subnets[j].Name)
