@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
 )
 
 // ListenConfig says where to listen.
@@ -23,10 +24,22 @@ type ListenConfig struct {
 	Port uint16
 }
 
-// receiveBuffer is asked for, in octets; the kernel may give less
-// (net.core.rmem_max). A rack that is switched on at once sends some hundred
-// Solicits in a second.
+// receiveBuffer is what a hall that is switched on at once needs, in octets: ten
+// thousand Solicits in an instant. The kernel's default holds some hundred.
 const receiveBuffer = 8 << 20
+
+// setReceiveBuffer gives a socket the receive buffer. Beyond net.core.rmem_max that
+// takes CAP_NET_ADMIN. It returns what the socket has, in octets of packets; the
+// kernel counts twice that, for its own part.
+func setReceiveBuffer(conn syscall.RawConn, size int) (has int, err error) {
+	ctlErr := conn.Control(func(fd uintptr) {
+		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, size) != nil {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, size) // as much as there is
+		}
+		has, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
+	})
+	return has / 2, errors.Join(ctlErr, err)
+}
 
 // Listen opens the server's socket and joins All_DHCP_Relay_Agents_and_Servers
 // (ff02::1:2) and All_DHCP_Servers (ff05::1:3) on every interface.
@@ -43,9 +56,6 @@ func Listen(ctx context.Context, cfg ListenConfig) (net.PacketConn, error) {
 	conn, err := lc.ListenPacket(ctx, "udp6", local.String())
 	if err != nil {
 		return nil, listenError(local, err)
-	}
-	if udp, ok := conn.(*net.UDPConn); ok {
-		_ = udp.SetReadBuffer(receiveBuffer) // best effort, see receiveBuffer
 	}
 	pc := ipv6.NewPacketConn(conn)
 	for _, name := range cfg.Interfaces {

@@ -87,9 +87,10 @@ func New(cfg Config, inv Inventory, neighbours Neighbours, log zerolog.Logger) *
 }
 
 const (
-	// queueLength is how many packets wait for a worker. Firmware asks again
-	// after a second, so that a longer queue would hold repeats only.
-	queueLength = 1024
+	// queueLength is how many packets wait for a worker: a hall's first Solicits at
+	// once, some 4 MB of them. They are asked again after a second, so that a longer
+	// queue would hold repeats only.
+	queueLength = 1 << 14
 	// answerWithin bounds the work on one packet. By then its client has asked
 	// again.
 	answerWithin = 5 * time.Second
@@ -129,8 +130,15 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 			<-closed
 		}
 	}()
-	if _, ok := conn.(*net.UDPConn); !ok {
+	udp, ok := conn.(*net.UDPConn)
+	if !ok {
 		return fmt.Errorf("serving DHCPv6: %T is not a UDP socket", conn)
+	}
+	if raw, err := udp.SyscallConn(); err == nil {
+		if has, err := setReceiveBuffer(raw, receiveBuffer); err != nil || has < receiveBuffer {
+			s.log.Warn().AnErr("reason", err).Int("octets", has).Msg(fmt.Sprintf(
+				"the receive buffer is small: a hall that is switched on at once loses packets; set sysctl net.core.rmem_max=%d, or give CAP_NET_ADMIN", receiveBuffer))
+		}
 	}
 	pc := ipv6.NewPacketConn(conn)
 	if n := len(s.cfg.ServerDUID); n < 3 || n > maxDUID {

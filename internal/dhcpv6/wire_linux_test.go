@@ -17,12 +17,14 @@ import (
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
-// inNamespace runs a test once more in a process that has a network of its own,
-// and reports whether this is that process.
+// namespaceMarker is set in a process that has a network of its own.
+const namespaceMarker = "PROVISIOND_TEST_NAMESPACE"
+
+// inNamespace runs a test once more in a process that has a network and mounts of
+// its own, and reports whether this is that process.
 func inNamespace(t *testing.T) bool {
 	t.Helper()
-	const marker = "PROVISIOND_TEST_NAMESPACE"
-	if os.Getenv(marker) != "" {
+	if os.Getenv(namespaceMarker) != "" {
 		return true
 	}
 	if os.Geteuid() != 0 {
@@ -32,9 +34,9 @@ func inNamespace(t *testing.T) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=2m")
-	cmd.Env = append(os.Environ(), marker+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^"+strings.ReplaceAll(t.Name(), "/", "$/^")+"$", "-test.v", "-test.timeout=8m")
+	cmd.Env = append(os.Environ(), namespaceMarker+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Unshareflags: syscall.CLONE_NEWNS}
 	out, err := cmd.CombinedOutput()
 	t.Logf("in a namespace:\n%s", out)
 	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
