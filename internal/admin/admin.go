@@ -39,6 +39,8 @@ type Config struct {
 	// Hosts are names by which browsers may reach the API, beside addresses and
 	// localhost; see guard.
 	Hosts []string
+	// Explainer explains DHCPv6 packets; nil: nobody does.
+	Explainer Explainer
 	// Pages answers what is not the API's; nil: nothing does.
 	Pages http.Handler
 	// Now is the clock that phases are told by. nil: time.Now.
@@ -140,6 +142,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	s.clusterRoutes(doc)
 	s.imageRoutes(doc)
 	s.eventRoutes(doc)
+	s.explainRoutes(doc)
 	s.rackRoutes(doc)
 	s.documentRoutes(r, doc.OpenAPI())
 	return r, doc.OpenAPI()

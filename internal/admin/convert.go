@@ -87,11 +87,16 @@ func machineOf(v inventory.View, now time.Time) api.Machine {
 		Plan:        api.Plan{Action: string(plan.Action), Reason: plan.Reason},
 		Facts: api.Facts{
 			Arch: string(f.Arch), UUID: f.UUID, Serial: f.Serial,
-			FirstSeen: f.FirstSeen, LastSeen: f.LastSeen,
+			FirstSeen: f.FirstSeen, LastSeen: f.LastSeen, DeclinedAt: f.DeclinedAt,
 			Stage: string(f.Stage), Ready: f.Ready, APIAt: f.APIAt,
 			ConfigError: f.ConfigError, ConfigHash: f.ConfigHash, ConfigAt: f.ConfigAt,
 			Installs: api.Order{Ordered: f.Install.Ordered, Done: f.Install.Done},
 		},
+	}
+	if i := f.Identified; i.By != "" {
+		m.Facts.Identified = &api.Identified{
+			By: string(i.By), MAC: string(i.MAC), Client: string(i.Client), Peer: text(i.Peer), Relay: text(i.Relay), Port: i.Port,
+		}
 	}
 	if b := f.Current(); b != nil {
 		boot := bootOf(b)
@@ -241,7 +246,7 @@ func imageOf(i *inventory.Image) api.Image {
 func strangerOf(st inventory.Stranger) api.Stranger {
 	return api.Stranger{
 		MAC: string(st.MAC), UUID: st.UUID, Arch: string(st.Arch), Client: string(st.Client), Relay: text(st.Relay),
-		Subnet: st.Subnet, FirstSeen: st.FirstSeen, LastSeen: st.LastSeen,
+		Port: st.Port, Subnet: st.Subnet, FirstSeen: st.FirstSeen, LastSeen: st.LastSeen,
 	}
 }
 
@@ -249,7 +254,7 @@ func eventOf(e inventory.Event) api.Event {
 	return api.Event{
 		ID: e.ID, Time: e.Time, Kind: string(e.Kind), MAC: string(e.MAC), Machine: e.Machine, Cluster: e.Cluster,
 		Boot: e.Boot, Message: e.Message, Client: string(e.Client), Arch: string(e.Arch), Source: string(e.Source),
-		UUID: e.UUID, Serial: e.Serial, Peer: text(e.Peer), Relay: text(e.Relay), Subnet: e.Subnet, Plan: string(e.Plan),
+		UUID: e.UUID, Serial: e.Serial, Peer: text(e.Peer), Relay: text(e.Relay), Port: e.Port, Subnet: e.Subnet, Plan: string(e.Plan),
 		Hash: e.Hash, Stage: string(e.Stage), Ready: e.Ready, Error: e.Error,
 	}
 }

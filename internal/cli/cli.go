@@ -47,7 +47,7 @@ func New(version string, serve ...*cobra.Command) *cobra.Command {
 	root.AddCommand(serve...)
 	for _, cmd := range []*cobra.Command{
 		a.machineCommand(), a.clusterCommand(), a.imageCommand(),
-		a.applyCommand(), a.exportCommand(), a.statusCommand(), a.eventsCommand(), a.discoveredCommand(), a.backupCommand(), a.versionCommand(),
+		a.applyCommand(), a.exportCommand(), a.statusCommand(), a.eventsCommand(), a.discoveredCommand(), a.explainCommand(), a.backupCommand(), a.versionCommand(),
 	} {
 		a.complete(cmd)
 		root.AddCommand(cmd)

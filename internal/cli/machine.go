@@ -214,6 +214,10 @@ func describeMachine(w io.Writer, m *api.Machine) {
 	pair(w, "arch", m.Facts.Arch)
 	pair(w, "uuid", m.Facts.UUID)
 	pair(w, "serial", m.Facts.Serial)
+	if i := m.Facts.Identified; i != nil {
+		pair(w, "known by", fmt.Sprintf("%s: %s, as %s%s%s%s", i.By, i.MAC, i.Client, named(" at ", i.Peer), named(" through ", i.Relay), named(" on ", i.Port)))
+	}
+	pair(w, "declined", when(m.Facts.DeclinedAt))
 	pair(w, "stage", m.Facts.Stage)
 	pair(w, "config error", m.Facts.ConfigError)
 	pair(w, "last seen", when(m.Facts.LastSeen))

@@ -179,9 +179,9 @@ func (a *app) discoveredCommand() *cobra.Command {
 			return err
 		}
 		return out.print(cmd, strangers, func(w io.Writer) {
-			row(w, "MAC", "ARCH", "CLIENT", "SUBNET", "RELAY", "FIRST SEEN", "LAST SEEN", "UUID")
+			row(w, "MAC", "ARCH", "CLIENT", "SUBNET", "RELAY", "PORT", "FIRST SEEN", "LAST SEEN", "UUID")
 			for _, s := range strangers {
-				row(w, s.MAC, s.Arch, s.Client, s.Subnet, s.Relay, when(s.FirstSeen), when(s.LastSeen), s.UUID)
+				row(w, s.MAC, s.Arch, s.Client, s.Subnet, s.Relay, s.Port, when(s.FirstSeen), when(s.LastSeen), s.UUID)
 			}
 		})
 	}

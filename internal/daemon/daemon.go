@@ -123,7 +123,9 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	cfgs := newConfigs(keeper, cfg, d.addrs.Events)
 	api := machineAPI{talos.NewClient(talos.ClientOptions{Proxy: cfg.TalosProxy}, component(o.Log, "talos"))}
 
-	if err := d.serveRack(cfg, sockets, keeper, duid, urls, files, blobs, cfgs); err != nil {
+	leases := dhcpv6.New(dhcpv6.Config{ServerDUID: duid, Subnets: cfg.Subnets, Boot: urls}, keeper, dhcpv6.NewKernelNeighbours(), component(o.Log, "dhcpv6"))
+	d.run("dhcpv6", func(ctx context.Context) error { return leases.Serve(ctx, sockets.dhcpv6) })
+	if err := d.serveRack(cfg, sockets, keeper, urls, files, blobs, cfgs); err != nil {
 		return nil, err
 	}
 	d.run("bootstrap", bootstrap.New(keeper, api, component(o.Log, "bootstrap")).Run)
@@ -134,17 +136,14 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 		// The socket is root's alone. Any user of this host reaches the TCP port, so
 		// it shows what is there, and neither changes it nor hands out secrets.
 		readOnly := l.Addr().Network() != "unix"
-		operators := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly}, keeper, cfgs, uploads{blobs}, component(o.Log, "api"))
+		operators := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, Explainer: explainer{leases}}, keeper, cfgs, uploads{blobs}, component(o.Log, "api"))
 		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return operators.Serve(ctx, l) })
 	}
 	return d, nil
 }
 
-// serveRack adds the servers that machines speak to.
-func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, duid []byte, urls httpconfig.URLs, files fs.FS, blobs *images.Store, cfgs *configs) error {
-	leases := dhcpv6.New(dhcpv6.Config{ServerDUID: duid, Subnets: cfg.Subnets, Boot: urls}, keeper, dhcpv6.NewKernelNeighbours(), component(d.log, "dhcpv6"))
-	d.run("dhcpv6", func(ctx context.Context) error { return leases.Serve(ctx, s.dhcpv6) })
-
+// serveRack adds the servers that machines speak to beside DHCPv6.
+func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, urls httpconfig.URLs, files fs.FS, blobs *images.Store, cfgs *configs) error {
 	var limits tftp.Config
 	if cfg.Address.IsLoopback() {
 		limits.MaxPerPeer = 512 // a simulated rack: all machines have one address

@@ -19,10 +19,12 @@ type exchange struct {
 	in     packet
 	relays []relay // outermost first
 	subnet *inventory.Subnet
+	by     string // what chose the subnet, for people
 	client inventory.Client
 	arch   inventory.Arch
 	mac    inventory.MAC
 	source inventory.Source
+	said   inventory.Evidence
 	view   inventory.View
 	plan   inventory.Plan
 	url    string       // boot URL; empty: none, and plan says why
@@ -33,34 +35,40 @@ type exchange struct {
 // inventory, and the log line of the decision. The error is a dropError, or
 // says what failed; the client will ask again.
 func (s *Server) handle(ctx context.Context, in packet) (answer, error) {
+	x, r, err := s.examine(ctx, in)
+	if err != nil {
+		return answer{}, err
+	}
+	return x.answer(r), nil
+}
+
+// examine is handle without the wrapping of its answer. x is what was found out,
+// also when there is no answer; nil for a packet that cannot be read.
+func (s *Server) examine(ctx context.Context, in packet) (x *exchange, r *dhcpv6.Message, err error) {
 	if len(in.data) > maxMessage {
-		return answer{}, dropf(dropOversized, "more than %d octets", maxMessage)
+		return nil, nil, dropf(dropOversized, "more than %d octets", maxMessage)
 	}
 	if a := in.src.Addr(); !a.Is6() || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || in.src.Port() == 0 {
-		return answer{}, dropf(dropSource, "nothing can be sent to %s", in.src)
+		return nil, nil, dropf(dropSource, "nothing can be sent to %s", in.src)
 	}
 	relays, inner, err := unwrap(in.data)
 	if err != nil {
-		return answer{}, err
+		return nil, nil, err
 	}
 	m, err := parseMessage(inner)
 	if err != nil {
-		return answer{}, err
+		return nil, nil, err
 	}
+	x = &exchange{message: m, in: in, relays: relays}
 	if err := m.check(s.cfg.ServerDUID); err != nil {
-		return answer{}, err
+		return x, nil, err
 	}
-	x := &exchange{message: m, in: in, relays: relays}
-	var r *dhcpv6.Message
 	if len(relays) == 0 && in.dst.IsValid() && !in.dst.IsMulticast() {
 		r, err = s.useMulticast(x)
 	} else if err = s.identify(ctx, x); err == nil {
 		r, err = s.respond(ctx, x)
 	}
-	if err != nil {
-		return answer{}, err
-	}
-	return x.answer(r), nil
+	return x, r, err
 }
 
 // useMulticast answers a client that sent straight to the server's address,
@@ -82,19 +90,20 @@ func (s *Server) identify(ctx context.Context, x *exchange) error {
 	if err := s.findSubnet(x); err != nil {
 		return err
 	}
-	e := inventory.Evidence{DUID: x.clientID}
+	e := &x.said
+	e.DUID = x.clientID
 	if n := len(x.relays); n > 0 {
 		e.RelayPeer = x.relays[n-1].peer
 		e.RelayLinkLayer = x.relays[n-1].linkLayer
 	} else {
 		e.Source = x.in.src.Addr()
 	}
-	x.mac, x.source = inventory.Identify(e, nil)
+	x.mac, x.source = inventory.Identify(*e, nil)
 	if x.mac == "" {
 		if s.neighbours != nil && len(x.relays) == 0 {
 			e.Neighbour, _ = s.neighbours.Lookup(e.Source, x.in.ifindex)
 		}
-		x.mac, x.source = inventory.Identify(e, func(duid []byte) (inventory.MAC, bool) { return s.inv.Learnt(ctx, duid) })
+		x.mac, x.source = inventory.Identify(*e, func(duid []byte) (inventory.MAC, bool) { return s.inv.Learnt(ctx, duid) })
 	}
 	return nil
 }
@@ -121,7 +130,7 @@ func (s *Server) findSubnet(x *exchange) error {
 		}
 		for j := range s.cfg.Subnets {
 			if s.cfg.Subnets[j].Prefix.Contains(link) {
-				x.subnet = &s.cfg.Subnets[j]
+				x.subnet, x.by = &s.cfg.Subnets[j], "the relay's link-address "+link.String()
 				return nil
 			}
 		}
@@ -129,7 +138,7 @@ func (s *Server) findSubnet(x *exchange) error {
 	}
 	for j := range s.cfg.Subnets {
 		if name := s.cfg.Subnets[j].Interface; name != "" && name == x.in.ifname {
-			x.subnet = &s.cfg.Subnets[j]
+			x.subnet, x.by = &s.cfg.Subnets[j], "interface "+name
 			return nil
 		}
 	}
@@ -241,7 +250,8 @@ func (x *exchange) event(kind inventory.Kind) inventory.Event {
 		e.DUID = hex.EncodeToString(x.clientID)
 	}
 	if n := len(x.relays); n > 0 {
-		e.Peer, e.Relay = x.relays[n-1].peer, x.in.src.Addr()
+		nearest := &x.relays[n-1]
+		e.Peer, e.Relay, e.Port = nearest.peer, x.in.src.Addr(), nearest.where()
 	}
 	return e
 }
@@ -304,8 +314,8 @@ func (s *Server) decided(x *exchange, kind dhcpv6.MessageType) {
 	}
 	e = e.Str("request", x.kind.String()).Stringer("xid", x.xid).Str("client", string(x.client)).
 		Str("arch", string(x.arch)).Str("subnet", x.subnet.Name)
-	if len(x.relays) > 0 {
-		e = e.Stringer("relay", x.in.src.Addr())
+	if n := len(x.relays); n > 0 {
+		e = e.Stringer("relay", x.in.src.Addr()).Str("port", x.relays[n-1].where())
 	}
 	if len(x.addrs) > 0 {
 		e = e.Str("address", fmt.Sprint(x.addrs[0])).Int("addresses", len(x.addrs))

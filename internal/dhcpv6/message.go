@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
 
@@ -65,6 +66,11 @@ type relay struct {
 	echo        dhcpv6.Options // what its Echo Request option (43) names, as sent (RFC 4994)
 	supplied    dhcpv6.Options // of its option 66: what it asks to have passed on (RFC 6422)
 	port        []byte         // option 135 as sent (RFC 8357); nil: none
+}
+
+// where is the port that the relay heard the client on, in its own words.
+func (r *relay) where() string {
+	return strings.TrimSpace(printable(r.interfaceID) + " " + printable(r.remoteID))
 }
 
 // unwrap takes Relay-forward headers off a packet, outermost first, and returns

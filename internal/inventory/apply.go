@@ -97,6 +97,9 @@ func seen(f *Facts, e Event) {
 	if e.Time.Sub(f.LastSeen) >= time.Minute {
 		f.LastSeen = e.Time
 	}
+	if e.Kind == Solicited && e.Source != "" {
+		f.Identified = Identification{By: e.Source, MAC: e.MAC, Client: e.Client, Peer: e.Peer, Relay: e.Relay, Port: e.Port}
+	}
 	if e.Arch != "" {
 		f.Arch = e.Arch
 	}
@@ -317,7 +320,7 @@ func (s Stranger) SeenAgain(e Event) Stranger {
 		s.Client = e.Client
 	}
 	if e.Relay.IsValid() {
-		s.Relay = e.Relay
+		s.Relay, s.Port = e.Relay, e.Port
 	}
 	if e.Subnet != "" {
 		s.Subnet = e.Subnet

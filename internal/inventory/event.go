@@ -85,6 +85,7 @@ type Event struct {
 	XID    uint32     `json:"xid,omitempty"`
 	Peer   netip.Addr `json:"peer,omitzero"`
 	Relay  netip.Addr `json:"relay,omitzero"`
+	Port   string     `json:"port,omitempty"` // of the relay: its interface-id and remote-id
 	Subnet string     `json:"subnet,omitempty"`
 	Plan   Action     `json:"plan,omitempty"`
 	Hash   string     `json:"hash,omitempty"`

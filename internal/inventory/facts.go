@@ -43,6 +43,8 @@ type Facts struct {
 	DUIDs     []string  `json:"duids,omitempty"` // hexadecimal, newest last, at most maxDUIDs
 	FirstSeen time.Time `json:"firstSeen,omitzero"`
 	LastSeen  time.Time `json:"lastSeen,omitzero"` // to the minute
+	// Identified is what named the machine when it last asked for an address.
+	Identified Identification `json:"identified,omitzero"`
 
 	Install Order  `json:"install"`
 	Boots   []Boot `json:"boots,omitempty"` // newest first, at most maxBoots
@@ -73,6 +75,16 @@ type Facts struct {
 
 	Rev    uint64 `json:"-"`
 	stored []byte // the record as it was read
+}
+
+// Identification is the evidence by which a packet was taken for a machine's.
+type Identification struct {
+	By     Source     `json:"by"`
+	MAC    MAC        `json:"mac"`
+	Client Client     `json:"client,omitempty"`
+	Peer   netip.Addr `json:"peer,omitzero"`  // its address on the link
+	Relay  netip.Addr `json:"relay,omitzero"` // that the packet came from
+	Port   string     `json:"port,omitempty"` // where that relay heard it, in its own words
 }
 
 // Order counts a one-shot act. It is outstanding while Done < Ordered, and used
@@ -168,6 +180,7 @@ type Stranger struct {
 	Arch      Arch       `json:"arch,omitempty"`
 	Client    Client     `json:"client,omitempty"`
 	Relay     netip.Addr `json:"relay,omitzero"`
+	Port      string     `json:"port,omitempty"` // of the relay, in its own words
 	Subnet    string     `json:"subnet,omitempty"`
 	FirstSeen time.Time  `json:"firstSeen"`
 	LastSeen  time.Time  `json:"lastSeen"` // to the minute

@@ -59,6 +59,39 @@ func Identify(e Evidence, learnt func(duid []byte) (MAC, bool)) (MAC, Source) {
 	return "", FromNothing
 }
 
+// Candidate is a NIC that one piece of evidence names.
+type Candidate struct {
+	Source Source
+	MAC    MAC
+}
+
+// Candidates are all NICs that the evidence names, the believed one first. It is
+// for people who wonder; see [Identify].
+func (e Evidence) Candidates(learnt func(duid []byte) (MAC, bool)) []Candidate {
+	var out []Candidate
+	rest := e
+	for {
+		mac, source := Identify(rest, learnt)
+		switch source {
+		case FromRelayOption:
+			rest.RelayLinkLayer = ""
+		case FromRelayPeer:
+			rest.RelayPeer = netip.Addr{}
+		case FromLinkLocal:
+			rest.Source = netip.Addr{}
+		case FromDUIDLL:
+			rest.DUID = nil
+		case FromNeighbour:
+			rest.Neighbour = ""
+		case FromLearnt:
+			learnt = nil
+		default:
+			return out
+		}
+		out = append(out, Candidate{source, mac})
+	}
+}
+
 // macFromDUIDLL reads DUID type 3 with hardware type 1 (Ethernet).
 func macFromDUIDLL(d []byte) (MAC, bool) {
 	if len(d) != 10 || d[0] != 0 || d[1] != 3 || d[2] != 0 || d[3] != 1 {

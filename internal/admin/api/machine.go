@@ -55,19 +55,31 @@ type Plan struct {
 
 // Facts is what was learnt from the machine.
 type Facts struct {
-	Arch        string    `json:"arch,omitempty"`
-	UUID        string    `json:"uuid,omitempty"`
-	Serial      string    `json:"serial,omitempty"`
-	FirstSeen   time.Time `json:"firstSeen,omitzero"`
-	LastSeen    time.Time `json:"lastSeen,omitzero" doc:"To the minute"`
-	Stage       string    `json:"stage,omitempty" doc:"Talos' machine stage, in its own words"`
-	Ready       bool      `json:"ready"`
-	APIAt       time.Time `json:"apiAt,omitzero" doc:"When its Talos API last answered with a certificate of its cluster"`
-	ConfigError string    `json:"configError,omitempty" doc:"What Talos said of the config it was last given"`
-	ConfigHash  string    `json:"configHash,omitempty" doc:"SHA-256 of the config last served"`
-	ConfigAt    time.Time `json:"configAt,omitzero"`
-	Installs    Order     `json:"installs"`
-	Boot        *Boot     `json:"boot,omitempty" doc:"Its newest boot"`
+	Arch        string      `json:"arch,omitempty"`
+	UUID        string      `json:"uuid,omitempty"`
+	Serial      string      `json:"serial,omitempty"`
+	FirstSeen   time.Time   `json:"firstSeen,omitzero"`
+	LastSeen    time.Time   `json:"lastSeen,omitzero" doc:"To the minute"`
+	Identified  *Identified `json:"identified,omitempty" doc:"By what it was known when it last asked for an address"`
+	DeclinedAt  time.Time   `json:"declinedAt,omitzero" doc:"When it last found somebody else on its address, to the hour"`
+	Stage       string      `json:"stage,omitempty" doc:"Talos' machine stage, in its own words"`
+	Ready       bool        `json:"ready"`
+	APIAt       time.Time   `json:"apiAt,omitzero" doc:"When its Talos API last answered with a certificate of its cluster"`
+	ConfigError string      `json:"configError,omitempty" doc:"What Talos said of the config it was last given"`
+	ConfigHash  string      `json:"configHash,omitempty" doc:"SHA-256 of the config last served"`
+	ConfigAt    time.Time   `json:"configAt,omitzero"`
+	Installs    Order       `json:"installs"`
+	Boot        *Boot       `json:"boot,omitempty" doc:"Its newest boot"`
+}
+
+// Identified is the evidence by which a packet was taken for a machine's.
+type Identified struct {
+	By     string `json:"by" doc:"What gave the MAC"`
+	MAC    string `json:"mac"`
+	Client string `json:"client,omitempty" doc:"Program that asked: pxe, http, stack, ipxe or os"`
+	Peer   string `json:"peer,omitempty" doc:"Its address on the link"`
+	Relay  string `json:"relay,omitempty" doc:"Relay that the packet came from"`
+	Port   string `json:"port,omitempty" doc:"Where the relay heard it, in its own words: interface-id, remote-id"`
 }
 
 // Order counts a one-shot act; it is outstanding while done is less than ordered.
@@ -112,6 +124,7 @@ type Stranger struct {
 	Arch      string    `json:"arch,omitempty"`
 	Client    string    `json:"client,omitempty"`
 	Relay     string    `json:"relay,omitempty"`
+	Port      string    `json:"port,omitempty" doc:"Where the relay heard it, in its own words: interface-id, remote-id"`
 	Subnet    string    `json:"subnet,omitempty"`
 	FirstSeen time.Time `json:"firstSeen"`
 	LastSeen  time.Time `json:"lastSeen" doc:"To the minute"`

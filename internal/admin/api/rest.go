@@ -42,6 +42,7 @@ type Event struct {
 	Serial  string    `json:"serial,omitempty"`
 	Peer    string    `json:"peer,omitempty"`
 	Relay   string    `json:"relay,omitempty"`
+	Port    string    `json:"port,omitempty" doc:"Where the relay heard it, in its own words"`
 	Subnet  string    `json:"subnet,omitempty"`
 	Plan    string    `json:"plan,omitempty"`
 	Hash    string    `json:"hash,omitempty"`

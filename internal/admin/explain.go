@@ -1,0 +1,67 @@
+package admin
+
+import (
+	"context"
+	"encoding/hex"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// Explainer says what the DHCPv6 server makes of a packet, and changes nothing.
+type Explainer interface {
+	Explain(ctx context.Context, p CapturedPacket) api.Explanation
+}
+
+// CapturedPacket is an api.Packet, read. What is not known is zero.
+type CapturedPacket struct {
+	Data                []byte
+	Source, Destination netip.Addr
+	Interface           string
+	LinkLayer           inventory.MAC
+}
+
+func (s *Server) explainRoutes(doc huma.API) {
+	register(s, doc, huma.Operation{OperationID: "explain", Method: http.MethodPost, Path: "/explain", Tags: []string{"machines"},
+		Summary:     "Say which answer a DHCPv6 packet would get, and why",
+		Description: "Which machine it is of and by what evidence, which subnet, which answer. It is decided by the code that answers, and nothing is changed."},
+		func(ctx context.Context, in *struct{ Body api.Packet }) (*struct{ Body api.Explanation }, error) {
+			if s.cfg.Explainer == nil {
+				return nil, huma.Error503ServiceUnavailable("there is no DHCPv6 server here")
+			}
+			p, err := capturedPacket(&in.Body)
+			if err != nil {
+				return nil, err
+			}
+			return &struct{ Body api.Explanation }{s.cfg.Explainer.Explain(ctx, p)}, nil
+		}, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
+}
+
+func capturedPacket(in *api.Packet) (p CapturedPacket, err error) {
+	p.Interface = in.Interface
+	if p.Data, err = hex.DecodeString(strings.NewReplacer(" ", "", ":", "", "\n", "", "\t", "").Replace(in.Hex)); err != nil {
+		return p, badField("hex", "the octets of the UDP payload, such as 01abcdef...", "%v", err)
+	}
+	for _, f := range []struct {
+		name, text string
+		to         *netip.Addr
+	}{{"source", in.Source, &p.Source}, {"destination", in.Destination, &p.Destination}} {
+		if f.text == "" {
+			continue
+		}
+		if *f.to, err = netip.ParseAddr(f.text); err != nil || !f.to.Is6() {
+			return p, badField(f.name, "an IPv6 address such as fe80::1", "%q is none", f.text)
+		}
+	}
+	if in.LinkLayer != "" {
+		if p.LinkLayer, err = inventory.ParseMAC(in.LinkLayer); err != nil {
+			return p, badField("linkLayer", "a MAC such as 52:54:00:00:00:01", "%q is none", in.LinkLayer)
+		}
+	}
+	return p, nil
+}

@@ -1,0 +1,32 @@
+package daemon
+
+import (
+	"context"
+
+	"github.com/provisiond/provisiond/internal/admin"
+	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/internal/dhcpv6"
+)
+
+// explainer is the DHCPv6 server as operators ask it.
+type explainer struct{ server *dhcpv6.Server }
+
+// Explain implements admin.Explainer.
+func (e explainer) Explain(ctx context.Context, p admin.CapturedPacket) api.Explanation {
+	x := e.server.Explain(ctx, dhcpv6.Capture{
+		Data: p.Data, Source: p.Source, Destination: p.Destination, Interface: p.Interface, LinkLayer: p.LinkLayer,
+	})
+	out := api.Explanation{
+		Request: x.Request, Client: string(x.Client), Arch: string(x.Arch), Subnet: x.Subnet, SubnetBy: x.SubnetBy,
+		Machine: x.Machine, Plan: string(x.Plan.Action), Reason: x.Plan.Reason, Answer: x.Answer, Dropped: x.Dropped,
+	}
+	for _, h := range x.Relays {
+		out.Relays = append(out.Relays, api.Hop{
+			Link: h.Link.String(), Peer: h.Peer.String(), LinkLayer: string(h.LinkLayer), InterfaceID: h.InterfaceID, RemoteID: h.RemoteID,
+		})
+	}
+	for _, c := range x.Evidence {
+		out.Evidence = append(out.Evidence, api.Evidence{Source: string(c.Source), MAC: string(c.MAC)})
+	}
+	return out
+}
