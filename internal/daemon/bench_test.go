@@ -24,6 +24,7 @@ import (
 
 	"github.com/provisiond/provisiond/internal/boltstore"
 	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/inventory/storetest"
 )
 
 // herdVariable makes this test binary be the clients of a benchmark, so that
@@ -109,36 +110,17 @@ func (l *lab) fillHerd(b *testing.B) (paths []string, size int) {
 	cl.Patches = []string{"machine: {files: [{path: /var/pad, permissions: 0o600, op: create, content: " + strings.Repeat("pad ", 3200) + "}]}"}
 	_, err = k.PutCluster(b.Context(), cl, cl.Rev)
 	check(err)
-	var c inventory.Commit
-	put := func(bucket inventory.Bucket, id string, v any) {
-		raw, ok := v.([]byte)
-		if !ok {
-			var err error
-			raw, err = json.Marshal(v)
-			check(err)
-		}
-		c.Writes = append(c.Writes, inventory.Write{Key: inventory.Key{Bucket: bucket, ID: id}, Value: raw})
-	}
-	for i := range herdSize {
+	storetest.Fill(b, store, herdSize, func(i int) (inventory.Machine, inventory.Facts) {
 		name, mac := fmt.Sprintf("m-%05d", i), inventory.MAC(fmt.Sprintf("52:54:00:01:%02x:%02x", i>>8, i&255))
 		token := fmt.Sprintf("AAAAAAAAAAAAAAAA%06d", i)
-		put(inventory.BucketMachines, name, inventory.Machine{
-			Name: name, MACs: []inventory.MAC{mac}, Cluster: "lab", Role: inventory.Worker, Created: time.Now(),
-			Address: netip.MustParseAddr(fmt.Sprintf("2001:db8:1::1:%x", i)),
-		})
-		put(inventory.BucketMACs, string(mac), []byte(name))
-		put(inventory.BucketFacts, name, inventory.Facts{Machine: name, Arch: inventory.AMD64, Install: inventory.Order{Ordered: 1}, Boots: []inventory.Boot{{
-			Number: 1, Token: token, MAC: mac, Client: inventory.FirmwarePXE, Started: time.Now(), Script: time.Now(), Plan: inventory.Install, Order: 1,
-		}}})
 		paths = append(paths, "/config/"+string(mac)+"/"+token)
-		if len(c.Writes) > 3000 {
-			_, _, err := store.Commit(b.Context(), c)
-			check(err)
-			c = inventory.Commit{}
-		}
-	}
-	_, _, err = store.Commit(b.Context(), c)
-	check(err)
+		return inventory.Machine{
+				Name: name, MACs: []inventory.MAC{mac}, Cluster: "lab", Role: inventory.Worker, Created: time.Now(),
+				Address: netip.MustParseAddr(fmt.Sprintf("2001:db8:1::1:%x", i)),
+			}, inventory.Facts{Machine: name, Arch: inventory.AMD64, Install: inventory.Order{Ordered: 1}, Boots: []inventory.Boot{{
+				Number: 1, Token: token, MAC: mac, Client: inventory.FirmwarePXE, Started: time.Now(), Script: time.Now(), Plan: inventory.Install, Order: 1,
+			}}}
+	})
 	v, err := k.Machine(b.Context(), "m-00000")
 	check(err)
 	cfg, err := newConfigs(k, l.cfg, netip.AddrPort{}).config(b.Context(), v)

@@ -1,7 +1,6 @@
 package inventory_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -11,13 +10,14 @@ import (
 
 	"github.com/provisiond/provisiond/internal/boltstore"
 	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/inventory/storetest"
 )
 
 func bigMAC(i int) inventory.MAC {
 	return inventory.MAC(fmt.Sprintf("52:54:%02x:%02x:%02x:%02x", i>>24&255, i>>16&255, i>>8&255, i&255))
 }
 
-// fill writes n machines with their facts, as registration would.
+// fill makes a database of n machines.
 func fill(b *testing.B, path string, n int) {
 	b.Helper()
 	store, err := boltstore.Open(path, boltstore.Options{NoSync: true})
@@ -25,31 +25,23 @@ func fill(b *testing.B, path string, n int) {
 		b.Fatal(err)
 	}
 	defer store.Close()
-	put := func(c *inventory.Commit, bucket inventory.Bucket, id string, v any) {
-		raw, err := json.Marshal(v)
-		if err != nil {
-			b.Fatal(err)
-		}
-		c.Writes = append(c.Writes, inventory.Write{Key: inventory.Key{Bucket: bucket, ID: id}, Value: raw})
+	k, err := inventory.NewKeeper(b.Context(), store, inventory.KeeperConfig{Subnets: subnets()})
+	if err != nil {
+		b.Fatal(err)
 	}
-	var c inventory.Commit
-	put(&c, inventory.BucketClusters, "prod", cluster("prod"))
-	put(&c, inventory.BucketImages, "v1.13.6/default/amd64", inventory.Image{Version: "v1.13.6", Arch: inventory.AMD64})
-	for i := range n {
+	if _, err := k.CreateCluster(b.Context(), cluster("prod"), []byte("secrets")); err != nil {
+		b.Fatal(err)
+	}
+	if err := k.PutImage(b.Context(), &inventory.Image{Version: "v1.13.6", Arch: inventory.AMD64}); err != nil {
+		b.Fatal(err)
+	}
+	storetest.Fill(b, store, n, func(i int) (inventory.Machine, inventory.Facts) {
 		name := fmt.Sprintf("m-%08d", i)
-		put(&c, inventory.BucketMachines, name, inventory.Machine{
+		return inventory.Machine{
 			Name: name, MACs: []inventory.MAC{bigMAC(i)}, Cluster: "prod", Role: inventory.Worker, Created: time.Now(),
 			Address: addr(fmt.Sprintf("2001:db8:1::%x:%x", i>>16+1, i&0xffff)), Labels: map[string]string{"rack": "r-12", "row": "7"},
-		})
-		put(&c, inventory.BucketFacts, name, inventory.Facts{Machine: name, Arch: inventory.AMD64, UUID: "00112233-4455-6677-8899-aabbccddeeff", Install: inventory.Order{Ordered: 1}})
-		c.Writes = append(c.Writes, inventory.Write{Key: inventory.Key{Bucket: inventory.BucketMACs, ID: string(bigMAC(i))}, Value: []byte(name)})
-		if len(c.Writes) > 30_000 || i == n-1 {
-			if _, _, err := store.Commit(b.Context(), c); err != nil {
-				b.Fatal(err)
-			}
-			c = inventory.Commit{}
-		}
-	}
+		}, inventory.Facts{Machine: name, Arch: inventory.AMD64, UUID: "00112233-4455-6677-8899-aabbccddeeff", Install: inventory.Order{Ordered: 1}}
+	})
 }
 
 // lookups times random lookups of the boot decision. It returns the time of one.
