@@ -29,6 +29,11 @@ subnets:
     machines: fd00:7a10:e2e::1000-fd00:7a10:e2e::1fff
     pool: fd00:7a10:e2e::f000-fd00:7a10:e2e::ffff
     strangers: true
+    gateway: %[5]s
+  - name: far
+    prefix: %[6]s
+    gateway: %[7]s
+    pool: fd00:7a10:e2f::f000-fd00:7a10:e2f::ffff
 `
 
 // daemon is a running provisiond, and the command line to it.
@@ -40,7 +45,7 @@ type daemon struct {
 func startDaemon(t *testing.T, l *lab, binary string) *daemon {
 	t.Helper()
 	config := filepath.Join(l.dir, "provisiond.yaml")
-	must(t, os.WriteFile(config, fmt.Appendf(nil, configText, l.dir, serverAddr, bridge, prefix), 0o600))
+	must(t, os.WriteFile(config, fmt.Appendf(nil, configText, l.dir, serverAddr, bridge, prefix, routerAddr, farPrefix, farRouter), 0o600))
 	log, err := os.Create(filepath.Join(l.out, "daemon.log"))
 	must(t, err)
 	defer func() { _ = log.Close() }() // the daemon has its own

@@ -23,6 +23,7 @@ import (
 const (
 	controlPlaneAddr = "fd00:7a10:e2e::11"
 	workerAddr       = "fd00:7a10:e2e::12"
+	farAddr          = "fd00:7a10:e2f::13"
 	talosVersion     = "v1.13.6" // what the test images pass for
 	budget           = 12 * time.Minute
 )
@@ -30,6 +31,7 @@ const (
 var (
 	controlPlaneMAC = net.HardwareAddr{0x52, 0x54, 0, 0xe2, 0, 0x11}
 	workerMAC       = net.HardwareAddr{0x52, 0x54, 0, 0xe2, 0, 0x12}
+	farMAC          = net.HardwareAddr{0x52, 0x54, 0, 0xe2, 0, 0x13}
 	strangerMAC     = net.HardwareAddr{0x52, 0x54, 0, 0xe2, 0, 0x99}
 )
 
@@ -76,7 +78,18 @@ func TestFirmware(t *testing.T) {
 	bootstrapped := checkBootstrap(ctx, t, d, cp, worker)
 	clock.lap("daemon sees the cluster ready")
 
+	// The same behind a relay, on a segment that the daemon is not on.
 	worker.powerOff()
+	far := newVM(t, newRouter(t, l), "w-2", pxe6, farMAC)
+	far.powerOn(t)
+	install(ctx, t, clock, d, far)
+	reachReady(ctx, t, clock, far)
+	checkInstalled(ctx, t, d, far, "pxe")
+	if by := ask[api.Machine](t, d, "machine", "show", "w-2").Facts.Identified; by == nil || by.Relay != routerAddr.String() || by.Port == "" {
+		t.Errorf("w-2 was known by %+v, want the relay %s and its interface", by, routerAddr)
+	}
+	far.powerOff()
+
 	cp.powerOff()
 	stranger.powerOn(t)
 	cp.powerOn(t)
@@ -104,12 +117,13 @@ func register(t *testing.T, d *daemon, im images) {
 	d.run(t, create...)
 	d.run(t, "machine", "add", "cp-1", "--mac", controlPlaneMAC.String(), "--cluster", "e2e", "--role", "controlplane", "--address", controlPlaneAddr)
 	d.run(t, "machine", "add", "w-1", "--mac", workerMAC.String(), "--cluster", "e2e", "--role", "worker", "--address", workerAddr)
+	d.run(t, "machine", "add", "w-2", "--mac", farMAC.String(), "--cluster", "e2e", "--role", "worker", "--address", farAddr)
 }
 
 // install follows a machine to its own address, its own config and its disk.
 func install(ctx context.Context, t *testing.T, clock *stopwatch, d *daemon, v *vm) {
 	t.Helper()
-	address := map[string]string{"cp-1": controlPlaneAddr, "w-1": workerAddr}[v.name]
+	address := map[string]string{"cp-1": controlPlaneAddr, "w-1": workerAddr, "w-2": farAddr}[v.name]
 	if got := mustAwait(ctx, t, v, "GUEST: address "); got != address+"/64" {
 		t.Errorf("%s: address %s, want %s/64", v.name, got, address)
 	}
@@ -280,7 +294,7 @@ func checkNeeds(t *testing.T) {
 	}
 	for _, p := range []struct{ program, in string }{
 		{"qemu-system-x86_64", "qemu-system-x86"}, {"ip", "iproute2"}, {"dumpcap", "wireshark-common"}, {"tshark", "tshark"},
-		{"mformat", "mtools"}, {"objcopy", "binutils"}, {"cpio", "cpio"}, {"apt-get", "apt"}, {"dpkg", "dpkg"},
+		{"mformat", "mtools"}, {"dhcrelay", "isc-dhcp-relay"}, {"radvd", "radvd"}, {"sysctl", "procps"}, {"objcopy", "binutils"}, {"cpio", "cpio"}, {"apt-get", "apt"}, {"dpkg", "dpkg"},
 	} {
 		if _, err := exec.LookPath(p.program); err != nil {
 			missing = append(missing, fmt.Sprintf("%s (Debian package %s)", p.program, p.in))

@@ -20,20 +20,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The addresses of the one network segment.
+// The addresses of the daemon's segment, and of one behind a router that relays.
 var (
 	prefix     = netip.MustParsePrefix("fd00:7a10:e2e::/64")
 	serverAddr = netip.MustParseAddr("fd00:7a10:e2e::1")
+	routerAddr = netip.MustParseAddr("fd00:7a10:e2e::fe")
+	farPrefix  = netip.MustParsePrefix("fd00:7a10:e2f::/64")
+	farRouter  = netip.MustParseAddr("fd00:7a10:e2f::fe")
 )
 
 // registryPort is where the installer's image comes from.
 const registryPort = 5000
 
-// bridge is the segment, and the daemon's interface on it.
+// bridge is the segment, and the daemon's (or the router's) interface on it.
 const bridge = "rack0"
 
-// lab is a network namespace with one bridge: the rack. Nothing in it has an
-// IPv4 address, and nothing leads out of it.
+// lab is a network namespace with one bridge: a rack. Nothing in it has an IPv4
+// address, and nothing leads out of it but the router.
 type lab struct {
 	namespace string
 	dir       string // temporary files
@@ -41,10 +44,15 @@ type lab struct {
 	taps      int
 }
 
-// newLab makes the namespace and removes it at the end of the test.
+// newLab makes the daemon's namespace and removes it at the end of the test.
 func newLab(t *testing.T, out string) *lab {
 	t.Helper()
-	l := &lab{namespace: fmt.Sprintf("provisiond-e2e-%d", os.Getpid()), dir: t.TempDir(), out: out}
+	return newSegment(t, out, "", netip.PrefixFrom(serverAddr, prefix.Bits()))
+}
+
+func newSegment(t *testing.T, out, suffix string, address netip.Prefix) *lab {
+	t.Helper()
+	l := &lab{namespace: fmt.Sprintf("provisiond-e2e-%d%s", os.Getpid(), suffix), dir: t.TempDir(), out: out}
 	command(t, "ip", "netns", "add", l.namespace)
 	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", l.namespace).Run() })
 	// A port of its own gives the bridge a carrier before the first machine is on.
@@ -55,7 +63,7 @@ func newLab(t *testing.T, out string) *lab {
 		"link set port1 up",
 		"link set port0 master " + bridge + " up",
 		"link set " + bridge + " up",
-		fmt.Sprintf("address add %s/%d dev %s nodad", serverAddr, prefix.Bits(), bridge),
+		fmt.Sprintf("address add %s dev %s nodad", address, bridge),
 	} {
 		l.ip(t, args)
 	}
@@ -65,6 +73,44 @@ func newLab(t *testing.T, out string) *lab {
 		return strings.Contains(addresses, "fe80::") && !strings.Contains(addresses, "tentative"), addresses
 	}))
 	return l
+}
+
+// newRouter makes a second segment, behind a router with ISC's DHCPv6 relay and
+// radvd, which tells machines to ask DHCPv6.
+func newRouter(t *testing.T, near *lab) *lab {
+	t.Helper()
+	l := newSegment(t, near.out, "-far", netip.PrefixFrom(farRouter, farPrefix.Bits()))
+	l.ip(t, "link add up0 type veth peer name port2 netns "+near.namespace)
+	near.ip(t, "link set port2 master "+bridge+" up")
+	l.ip(t, "link set up0 up")
+	l.ip(t, fmt.Sprintf("address add %s/%d dev up0 nodad", routerAddr, prefix.Bits()))
+	near.ip(t, fmt.Sprintf("route add %s via %s", farPrefix, routerAddr))
+	must(t, l.command("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1").Run())
+	config := filepath.Join(l.dir, "radvd.conf")
+	must(t, os.WriteFile(config, fmt.Appendf(nil, `interface %s {
+	AdvSendAdvert on; AdvManagedFlag on; AdvOtherConfigFlag on;
+	MinRtrAdvInterval 3; MaxRtrAdvInterval 10;
+	prefix %s { AdvOnLink on; AdvAutonomous off; };
+};
+`, bridge, farPrefix), 0o644))
+	l.background(t, "radvd", "-n", "-m", "stderr", "-u", "root", "-C", config, "-p", filepath.Join(l.dir, "radvd.pid"))
+	l.background(t, "dhcrelay", "-6", "-d", "-I", "-pf", filepath.Join(l.dir, "relay.pid"), "-l", bridge, "-u", serverAddr.String()+"%up0")
+	return l
+}
+
+// background runs a program in the namespace until the test ends.
+func (l *lab) background(t *testing.T, name string, args ...string) {
+	t.Helper()
+	log, err := os.Create(filepath.Join(l.out, name+".log"))
+	must(t, err)
+	defer func() { _ = log.Close() }() // the program has its own
+	cmd := l.command(name, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	})
 }
 
 // ip runs the command of that name on the namespace.
