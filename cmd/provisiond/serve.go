@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -23,7 +26,7 @@ func serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the daemon",
 		Long: "Run the daemon: DHCPv6, TFTP, HTTP boot, machine configs, bootstrap and the operator's API.\n" +
-			"It opens all sockets before it answers anything, and stops at SIGTERM.",
+			"It opens all sockets before it answers anything, takes over changed subnets at SIGHUP, and stops\nat SIGTERM.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := readConfig(path)
@@ -37,16 +40,44 @@ func serveCommand() *cobra.Command {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is fine\n", path)
 				return nil
 			}
-			d, err := daemon.New(cmd.Context(), daemon.Options{Config: cfg, Version: version, Log: logger(cfg, cmd.ErrOrStderr())})
+			log := logger(cfg, cmd.ErrOrStderr())
+			d, err := daemon.New(cmd.Context(), daemon.Options{Config: cfg, Version: version, Log: log})
 			if err != nil {
 				return err
 			}
-			return d.Run(cmd.Context())
+			ctx, stop := context.WithCancel(cmd.Context())
+			defer stop()
+			reloadOnHangup(ctx, d, path, log)
+			return d.Run(ctx)
 		},
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", defaultConfig, "config file; deploy/provisiond.example.yaml is its manual")
 	cmd.Flags().BoolVar(&check, "check", false, "check the config file, the interfaces and the loaders it names, and exit")
 	return cmd
+}
+
+// reloadOnHangup reads the config file again at SIGHUP, until ctx ends. What is
+// wrong with it goes to the log, and everything stays as it was.
+func reloadOnHangup(ctx context.Context, d *daemon.Daemon, path string, log zerolog.Logger) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	go func() {
+		defer signal.Stop(hangup)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangup:
+			}
+			cfg, err := readConfig(path)
+			if err == nil {
+				err = d.Reload(ctx, cfg)
+			}
+			if err != nil {
+				log.Error().Err(err).Msg("not reloaded")
+			}
+		}
+	}()
 }
 
 func readConfig(path string) (*daemon.Config, error) {

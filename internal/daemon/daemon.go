@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -50,6 +51,12 @@ type Daemon struct {
 	parts  []part
 	closes []func() error // in the order of opening; undone in reverse
 	keeper *inventory.Keeper
+
+	// What Reload changes.
+	reloading sync.Mutex
+	cfg       *Config
+	configs   *configs
+	routers   []router
 }
 
 // Addrs is where a daemon listens, with the ports it really got.
@@ -95,7 +102,10 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.keeper = keeper
+	if err := keeper.CheckSubnets(ctx); err != nil {
+		return nil, err
+	}
+	d.keeper, d.cfg = keeper, cfg
 	d.onClose(func() error { return keeper.Flush(context.WithoutCancel(ctx)) })
 	d.run("inventory", func(ctx context.Context) error {
 		log := component(o.Log, "inventory")
@@ -120,12 +130,12 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	cfgs := newConfigs(keeper, cfg, d.addrs.Events)
+	d.configs = newConfigs(keeper, cfg, d.addrs.Events)
 	api := machineAPI{talos.NewClient(talos.ClientOptions{Proxy: cfg.TalosProxy}, component(o.Log, "talos"))}
 
-	leases := dhcpv6.New(dhcpv6.Config{ServerDUID: duid, Subnets: cfg.Subnets, Boot: urls}, keeper, dhcpv6.NewKernelNeighbours(), component(o.Log, "dhcpv6"))
+	leases := dhcpv6.New(dhcpv6.Config{ServerDUID: duid, Boot: urls}, keeper, dhcpv6.NewKernelNeighbours(), component(o.Log, "dhcpv6"))
 	d.run("dhcpv6", func(ctx context.Context) error { return leases.Serve(ctx, sockets.dhcpv6) })
-	if err := d.serveRack(cfg, sockets, keeper, urls, files, blobs, cfgs); err != nil {
+	if err := d.serveRack(cfg, sockets, keeper, urls, files, blobs, d.configs); err != nil {
 		return nil, err
 	}
 	d.run("bootstrap", bootstrap.New(keeper, api, component(o.Log, "bootstrap")).Run)
@@ -136,7 +146,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 		// The socket is root's alone. Any user of this host reaches the TCP port, so
 		// it shows what is there, and neither changes it nor hands out secrets.
 		readOnly := l.Addr().Network() != "unix"
-		operators := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, Explainer: explainer{leases}}, keeper, cfgs, uploads{blobs}, component(o.Log, "api"))
+		operators := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, Explainer: explainer{leases}}, keeper, d.configs, uploads{blobs}, component(o.Log, "api"))
 		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return operators.Serve(ctx, l) })
 	}
 	return d, nil
@@ -167,21 +177,38 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, ur
 			return err
 		}
 		d.onClose(conn.Close)
-		ra := ndp.Config{Interface: name, LinkLayer: mac, Managed: true, OtherConfig: true, Lifetime: cfg.RouterLifetime}
-		for i := range cfg.Subnets {
-			if sub := &cfg.Subnets[i]; sub.Interface == name {
-				ra.Prefixes = append(ra.Prefixes, ndp.Prefix{Prefix: sub.Prefix, SLAAC: cfg.SLAAC})
-				ra.DNS = append(ra.DNS, sub.DNS...)
-				ra.Domains = append(ra.Domains, sub.Domains...)
-			}
-		}
-		if err := ra.Validate(); err != nil {
-			return fmt.Errorf("router advertisements on %s: %w", name, err)
+		ra, err := advertisement(cfg, name, mac)
+		if err != nil {
+			return err
 		}
 		advertiser := ndp.New(ra, component(d.log, "ndp"))
+		d.routers = append(d.routers, router{name, mac, advertiser})
 		d.run("ndp on "+name, func(ctx context.Context) error { return advertiser.Serve(ctx, conn) })
 	}
 	return nil
+}
+
+// router is an advertiser and what it needs to be told something else.
+type router struct {
+	name       string
+	mac        net.HardwareAddr
+	advertiser *ndp.Advertiser
+}
+
+// advertisement is what is advertised on an interface.
+func advertisement(cfg *Config, name string, mac net.HardwareAddr) (ndp.Config, error) {
+	ra := ndp.Config{Interface: name, LinkLayer: mac, Managed: true, OtherConfig: true, Lifetime: cfg.RouterLifetime}
+	for i := range cfg.Subnets {
+		if sub := &cfg.Subnets[i]; sub.Interface == name {
+			ra.Prefixes = append(ra.Prefixes, ndp.Prefix{Prefix: sub.Prefix, SLAAC: cfg.SLAAC})
+			ra.DNS = append(ra.DNS, sub.DNS...)
+			ra.Domains = append(ra.Domains, sub.Domains...)
+		}
+	}
+	if err := ra.Validate(); err != nil {
+		return ra, fmt.Errorf("router advertisements on %s: %w", name, err)
+	}
+	return ra, nil
 }
 
 // Run answers until ctx ends or a part fails, then stops all of them and closes

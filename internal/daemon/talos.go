@@ -26,7 +26,8 @@ type configs struct {
 
 // made remembers the config of each machine by the revisions of what it was
 // made of, so that a fetch compares two numbers. The other ingredients do not
-// change: secrets are made with their cluster, and subnets with the daemon.
+// change, as secrets, which are made with their cluster, or have it forgotten, as
+// subnets.
 type made struct {
 	mu sync.RWMutex
 	m  map[string]madeConfig // by machine name
@@ -57,6 +58,13 @@ func (m *made) put(v inventory.View, c *talos.Config) {
 		m.m = map[string]madeConfig{}
 	}
 	m.m[v.Machine.Name] = madeConfig{v.Machine.Rev, v.Cluster.Rev, c}
+}
+
+// forget is for when a subnet changed.
+func (m *made) forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.m)
 }
 
 func newConfigs(keeper *inventory.Keeper, cfg *Config, events netip.AddrPort) *configs {

@@ -63,7 +63,7 @@ func newHall(b *testing.B, n int) *hall {
 		<-done
 		_ = db.Close()
 	})
-	return &hall{New(Config{ServerDUID: serverDUID, Subnets: k.Subnets(), Boot: bootFiles{}}, k, nil, zerolog.Nop()), n}
+	return &hall{New(Config{ServerDUID: serverDUID, Boot: bootFiles{}}, k, nil, zerolog.Nop()), n}
 }
 
 // booting is how many machines boot in each hall, spread over all of it: what they

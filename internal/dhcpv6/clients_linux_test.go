@@ -245,7 +245,7 @@ func serveOn(t *testing.T, dir string, log *answered) (stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(Config{ServerDUID: serverDUID, Subnets: k.Subnets(), Boot: bootFiles{}}, k, NewKernelNeighbours(), zerolog.New(log))
+	s := New(Config{ServerDUID: serverDUID, Boot: bootFiles{}}, k, NewKernelNeighbours(), zerolog.New(log))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, conn) }()

@@ -57,8 +57,8 @@ func (s *Server) Explain(ctx context.Context, c Capture) Explanation {
 		c.Source = netip.MustParseAddr("fe80::") // names nobody
 	}
 	in.src = netip.AddrPortFrom(c.Source.WithZone(""), port)
-	for i := range s.cfg.Subnets {
-		if name := s.cfg.Subnets[i].Interface; in.ifname == "" && c.Interface == "" {
+	for _, n := range s.inv.Subnets() {
+		if name := n.Interface; in.ifname == "" && c.Interface == "" {
 			in.ifname = name
 		} else if name != "" && c.Interface == "" {
 			in.ifname = "" // there are several

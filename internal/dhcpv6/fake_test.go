@@ -130,6 +130,8 @@ func (r *rack) Decline(_ context.Context, b inventory.Binding, addrs []netip.Add
 	return r.free("decline", b, addrs)
 }
 
+func (r *rack) Subnets() []inventory.Subnet { return testSubnets() }
+
 func (r *rack) solicited() int {
 	n := 0
 	for _, e := range r.events {
@@ -216,11 +218,10 @@ func newRack() *rack {
 
 func newServer(t testing.TB, inv Inventory, n Neighbours) *Server {
 	t.Helper()
-	subnets := testSubnets()
-	if err := inventory.ValidateSubnets(subnets); err != nil {
+	if err := inventory.ValidateSubnets(inv.Subnets()); err != nil {
 		t.Fatal(err)
 	}
-	return New(Config{ServerDUID: serverDUID, Subnets: subnets, Boot: bootFiles{}}, inv, n, zerolog.Nop())
+	return New(Config{ServerDUID: serverDUID, Boot: bootFiles{}}, inv, n, zerolog.Nop())
 }
 
 func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }

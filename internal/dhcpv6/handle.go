@@ -123,22 +123,23 @@ func (x *exchange) who() string {
 // section 13.1), passing over relays that leave it unspecified (layer-2 relays,
 // RFC 6221), and by the receiving interface where there is none.
 func (s *Server) findSubnet(x *exchange) error {
+	subnets := s.inv.Subnets() // once: a packet sees one network
 	for i := len(x.relays) - 1; i >= 0; i-- {
 		link := x.relays[i].link
 		if link.IsUnspecified() {
 			continue
 		}
-		for j := range s.cfg.Subnets {
-			if s.cfg.Subnets[j].Prefix.Contains(link) {
-				x.subnet, x.by = &s.cfg.Subnets[j], "the relay's link-address "+link.String()
+		for j := range subnets {
+			if subnets[j].Prefix.Contains(link) {
+				x.subnet, x.by = &subnets[j], "the relay's link-address "+link.String()
 				return nil
 			}
 		}
 		return dropf(dropSubnet, "the relay's link-address %s is in no subnet", link)
 	}
-	for j := range s.cfg.Subnets {
-		if name := s.cfg.Subnets[j].Interface; name != "" && name == x.in.ifname {
-			x.subnet, x.by = &s.cfg.Subnets[j], "interface "+name
+	for j := range subnets {
+		if name := subnets[j].Interface; name != "" && name == x.in.ifname {
+			x.subnet, x.by = &subnets[j], "interface "+name
 			return nil
 		}
 	}

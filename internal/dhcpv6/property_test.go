@@ -100,7 +100,7 @@ func (w *world) start() {
 		}
 		return storetest.None
 	})
-	w.server = New(Config{ServerDUID: serverDUID, Subnets: w.keeper.Subnets(), Boot: bootFiles{}}, w.keeper, nil, zerolog.Nop())
+	w.server = New(Config{ServerDUID: serverDUID, Boot: bootFiles{}}, w.keeper, nil, zerolog.Nop())
 }
 
 // run has a NIC start a program, with an IAID of its own.

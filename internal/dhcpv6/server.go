@@ -35,6 +35,9 @@ type Inventory interface {
 	// find it by MAC, DUID and IAID; Client is a guess in these messages.
 	Release(ctx context.Context, b inventory.Binding, addrs []netip.Addr) error
 	Decline(ctx context.Context, b inventory.Binding, addrs []netip.Addr) error
+	// Subnets are those of now; they have passed [inventory.ValidateSubnets] and
+	// are not changed.
+	Subnets() []inventory.Subnet
 	// Record folds an event into the facts.
 	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
 }
@@ -58,8 +61,6 @@ type Config struct {
 	// ServerDUID identifies the server for ever (RFC 8415 section 11), 3 to 130
 	// octets with the type. Clients that hold a lease ask for it by this name.
 	ServerDUID []byte
-	// Subnets must have passed [inventory.ValidateSubnets].
-	Subnets []inventory.Subnet
 	// Boot may be nil: then no client is given a URL.
 	Boot BootURLs
 }

@@ -14,6 +14,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -31,7 +33,8 @@ type KeeperConfig struct {
 // the race is decided again on what won. It is safe for concurrent use.
 type Keeper struct {
 	store   Store
-	subnets []Subnet
+	subnets atomic.Pointer[[]Subnet]
+	placing sync.RWMutex // held to register machines, and to change the subnets
 
 	strangers strangers
 	watchers  watchers
@@ -50,7 +53,8 @@ func NewKeeper(ctx context.Context, store Store, cfg KeeperConfig) (*Keeper, err
 	if cfg.MaxStrangers == 0 {
 		cfg.MaxStrangers = 1024
 	}
-	k := &Keeper{store: store, subnets: cfg.Subnets}
+	k := &Keeper{store: store}
+	k.subnets.Store(&cfg.Subnets)
 	k.notes.wake = make(chan struct{}, 1)
 	k.strangers.max = cfg.MaxStrangers
 	list, err := listAll[Stranger](ctx, store, BucketStrangers)

@@ -76,6 +76,18 @@ func (t *leases) set(a netip.Addr, l *Lease, subnetOf func(netip.Addr) *Subnet) 
 	t.client[l.client()][a] = struct{}{}
 }
 
+// recount counts the strangers of each subnet anew.
+func (t *leases) recount(subnetOf func(netip.Addr) *Subnet) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.strangers)
+	for a, l := range t.by {
+		if s := subnetOf(a); s != nil && l.Machine == "" && !l.Left {
+			t.strangers[s.Name]++
+		}
+	}
+}
+
 // committed takes over what was written.
 func (t *leases) committed(writes []Write, rev uint64, subnetOf func(netip.Addr) *Subnet) {
 	for _, w := range writes {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -16,6 +17,8 @@ import (
 // stored machine is returned.
 func (k *Keeper) PutMachine(ctx context.Context, m *Machine, rev uint64) (*Machine, error) {
 	now := time.Now().UTC()
+	k.placing.RLock()
+	defer k.placing.RUnlock()
 	err := k.update(ctx, func() (Commit, error) { return k.registration(ctx, m, rev, now) })
 	if err != nil {
 		return nil, err
@@ -222,8 +225,9 @@ func (k *Keeper) place(ctx context.Context, m *Machine, old netip.Addr, seenOn s
 // subnetFor chooses where a machine without an address gets one.
 func (k *Keeper) subnetFor(m *Machine, seenOn string) (*Subnet, error) {
 	var fit []*Subnet
-	for i := range k.subnets {
-		s := &k.subnets[i]
+	subnets := k.Subnets()
+	for i := range subnets {
+		s := &subnets[i]
 		if m.Subnet == s.Name || m.Subnet == "" && seenOn == s.Name {
 			fit = []*Subnet{s}
 			break
@@ -245,28 +249,12 @@ func (k *Keeper) subnetFor(m *Machine, seenOn string) (*Subnet, error) {
 	return nil, fieldErr("subnet", "name the subnet or give an address", "the machine was not seen yet and there are several subnets")
 }
 
-// SubnetOf returns the subnet an address lies in, or nil.
-func (k *Keeper) SubnetOf(a netip.Addr) *Subnet {
-	for i := range k.subnets {
-		if k.subnets[i].Prefix.Contains(a) {
-			return &k.subnets[i]
-		}
-	}
-	return nil
-}
-
-// Subnets returns the subnets. The caller must not change them.
-func (k *Keeper) Subnets() []Subnet { return k.subnets }
-
 func (k *Keeper) prefixes() string {
-	s := ""
-	for i := range k.subnets {
-		if i > 0 {
-			s += ", "
-		}
-		s += k.subnets[i].Name + " " + k.subnets[i].Prefix.String()
+	var list []string
+	for _, s := range k.Subnets() {
+		list = append(list, s.Name+" "+s.Prefix.String())
 	}
-	return s
+	return strings.Join(list, ", ")
 }
 
 // DeleteMachine removes a machine and everything learnt from it. rev 0 skips

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/ndp"
@@ -41,17 +42,32 @@ var (
 
 // Advertiser sends router advertisements on one link.
 type Advertiser struct {
-	cfg  Config
-	log  zerolog.Logger
-	fail rate.Sometimes
+	cfg     atomic.Pointer[Config]
+	changed chan struct{} // receives after Update
+	log     zerolog.Logger
+	fail    rate.Sometimes
 }
 
 // New returns an advertiser. cfg must have passed [Config.Validate].
 func New(cfg Config, log zerolog.Logger) *Advertiser {
-	return &Advertiser{
-		cfg:  cfg.withDefaults(),
-		log:  log.With().Str("interface", cfg.Interface).Logger(),
-		fail: rate.Sometimes{Interval: secondsBetweenErrors * time.Second},
+	a := &Advertiser{
+		changed: make(chan struct{}, 1),
+		log:     log.With().Str("interface", cfg.Interface).Logger(),
+		fail:    rate.Sometimes{Interval: secondsBetweenErrors * time.Second},
+	}
+	cfg = cfg.withDefaults()
+	a.cfg.Store(&cfg)
+	return a
+}
+
+// Update advertises something else from now on, and says so at once. cfg must
+// have passed [Config.Validate] and be of the same interface.
+func (a *Advertiser) Update(cfg Config) {
+	cfg = cfg.withDefaults()
+	a.cfg.Store(&cfg)
+	select {
+	case a.changed <- struct{}{}:
+	default:
 	}
 }
 
@@ -93,7 +109,7 @@ func (a *Advertiser) Serve(ctx context.Context, conn Conn) error {
 	go func() { ended <- a.read(ctx, conn, solicited) }()
 
 	err := a.advertise(ctx, conn, solicited, ended)
-	if a.cfg.Lifetime > 0 { // RFC 4861 section 6.2.5
+	if a.cfg.Load().Lifetime > 0 { // RFC 4861 section 6.2.5
 		a.send(conn, 0)
 	}
 	cancel()
@@ -111,19 +127,24 @@ func (a *Advertiser) advertise(ctx context.Context, conn Conn, solicited <-chan 
 	defer timer.Stop()
 	var last time.Time // of the last advertisement
 	due := time.Now()
+	soon := func() {
+		if at := answerAt(time.Now(), last); at.Before(due) {
+			due = at
+			timer.Reset(time.Until(due))
+		}
+	}
 	for sent := 0; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case err := <-ended:
-			return fmt.Errorf("reading router solicitations on %s: %w", a.cfg.Interface, err)
+			return fmt.Errorf("reading router solicitations on %s: %w", a.cfg.Load().Interface, err)
 		case <-solicited:
-			if at := answerAt(time.Now(), last); at.Before(due) {
-				due = at
-				timer.Reset(time.Until(due))
-			}
+			soon()
+		case <-a.changed:
+			soon()
 		case <-timer.C:
-			a.send(conn, a.cfg.Lifetime)
+			a.send(conn, a.cfg.Load().Lifetime)
 			last = time.Now()
 			sent++
 			due = last.Add(a.interval(sent))
@@ -135,7 +156,7 @@ func (a *Advertiser) advertise(ctx context.Context, conn Conn, solicited <-chan 
 // interval is the time to the next unsolicited advertisement after n were sent
 // (RFC 4861 section 6.2.4). It is random, so that routers do not fall in step.
 func (a *Advertiser) interval(n int) time.Duration {
-	most := a.cfg.MaxInterval
+	most := a.cfg.Load().MaxInterval
 	least := most / 3
 	if most < 9*time.Second {
 		least = max(3*time.Second, most*3/4) // section 6.2.1 allows no less
@@ -159,7 +180,7 @@ func answerAt(now, last time.Time) time.Time {
 }
 
 func (a *Advertiser) send(conn Conn, lifetime time.Duration) {
-	if err := conn.WriteTo(a.cfg.advertisement(lifetime), nil, allNodes); err != nil {
+	if err := conn.WriteTo(a.cfg.Load().advertisement(lifetime), nil, allNodes); err != nil {
 		a.failed(err, "router advertisement was not sent")
 	}
 }

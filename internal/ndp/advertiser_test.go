@@ -247,7 +247,7 @@ func TestBytes(t *testing.T) {
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	b, err := ndp.MarshalMessage(New(cfg, zerolog.Nop()).cfg.advertisement(0))
+	b, err := ndp.MarshalMessage(New(cfg, zerolog.Nop()).cfg.Load().advertisement(0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,4 +286,36 @@ func TestValidate(t *testing.T) {
 	if err := prefix(Prefix{Prefix: plain.Prefixes[0].Prefix, Preferred: time.Hour, Valid: time.Minute}).Validate(); err == nil {
 		t.Error("valid may be shorter than preferred")
 	}
+}
+
+// TestUpdate: a changed prefix is advertised within seconds, not at the next turn.
+func TestUpdate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLink()
+		a := New(plain, zerolog.Nop())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- a.Serve(ctx, l) }()
+		time.Sleep(time.Hour + time.Minute)
+		synctest.Wait()
+		changed := plain
+		changed.Prefixes = []Prefix{{Prefix: netip.MustParsePrefix("2001:db8:2::/64")}}
+		a.Update(changed)
+		time.Sleep(minDelayBetween + maxDelayOfAnswer)
+		synctest.Wait()
+		ra := l.sent[len(l.sent)-1].ra
+		found := false
+		for _, o := range ra.Options {
+			if p, ok := o.(*ndp.PrefixInformation); ok {
+				found = p.Prefix == netip.MustParseAddr("2001:db8:2::")
+			}
+		}
+		if !found {
+			t.Errorf("advertised %+v", ra.Options)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }

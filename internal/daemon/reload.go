@@ -1,0 +1,52 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/ndp"
+)
+
+// reloadable are the fields of Config that a running daemon can change.
+var reloadable = []string{"Subnets", "SLAAC", "RouterLifetime"}
+
+// Reload puts the subnets of another config, and what is advertised of them, in
+// the place of those that are served. Everything else of it must be as it was. It
+// changes all or nothing; an error names the field, or the machine, that does not
+// fit.
+func (d *Daemon) Reload(ctx context.Context, cfg *Config) error {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	var fixed []string
+	before, after := reflect.ValueOf(*d.cfg), reflect.ValueOf(*cfg)
+	for i := range before.NumField() {
+		name := before.Type().Field(i).Name
+		if !slices.Contains(reloadable, name) && !reflect.DeepEqual(before.Field(i).Interface(), after.Field(i).Interface()) {
+			fixed = append(fixed, strings.ToLower(name))
+		}
+	}
+	if len(fixed) > 0 {
+		return &inventory.FieldError{Field: strings.Join(fixed, ", "), Problem: "changes only with a restart", Fix: "restart provisiond, or put it back"}
+	}
+	ras := make([]ndp.Config, len(d.routers))
+	for i, r := range d.routers {
+		var err error
+		if ras[i], err = advertisement(cfg, r.name, r.mac); err != nil {
+			return err
+		}
+	}
+	if err := d.keeper.SetSubnets(ctx, cfg.Subnets); err != nil {
+		return fmt.Errorf("the subnets stay as they were: %w", err)
+	}
+	for i, r := range d.routers {
+		r.advertiser.Update(ras[i])
+	}
+	d.configs.made.forget()
+	d.cfg = cfg
+	d.log.Info().Int("subnets", len(cfg.Subnets)).Msg("reloaded")
+	return nil
+}
