@@ -130,6 +130,12 @@ func (r *rack) Decline(_ context.Context, b inventory.Binding, addrs []netip.Add
 	return r.free("decline", b, addrs)
 }
 
+func (r *rack) Registered(_ context.Context, mac inventory.MAC) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.views[mac].Machine != nil, r.failing["Registered"]
+}
+
 func (r *rack) Subnets() []inventory.Subnet { return testSubnets() }
 
 func (r *rack) solicited() int {
@@ -222,6 +228,15 @@ func newServer(t testing.TB, inv Inventory, n Neighbours) *Server {
 		t.Fatal(err)
 	}
 	return New(Config{ServerDUID: serverDUID, Boot: bootFiles{}}, inv, n, zerolog.Nop())
+}
+
+// handle is what a packet is answered with.
+func (s *Server) handle(ctx context.Context, in packet) (answer, error) {
+	x, r, err := s.examine(ctx, in)
+	if err != nil {
+		return answer{}, err
+	}
+	return x.answer(r), nil
 }
 
 func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }

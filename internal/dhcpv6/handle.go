@@ -18,57 +18,56 @@ type exchange struct {
 	*message
 	in     packet
 	relays []relay // outermost first
-	subnet *inventory.Subnet
-	by     string // what chose the subnet, for people
-	client inventory.Client
-	arch   inventory.Arch
-	mac    inventory.MAC
-	source inventory.Source
-	said   inventory.Evidence
-	view   inventory.View
-	plan   inventory.Plan
-	url    string       // boot URL; empty: none, and plan says why
-	addrs  []netip.Addr // given, for the log
+	// unicast: a client sent it straight to an address of ours.
+	unicast bool
+	subnet  *inventory.Subnet
+	by      string // what chose the subnet, for people
+	client  inventory.Client
+	arch    inventory.Arch
+	mac     inventory.MAC
+	source  inventory.Source
+	said    inventory.Evidence
+	view    inventory.View
+	plan    inventory.Plan
+	url     string       // boot URL; empty: none, and plan says why
+	addrs   []netip.Addr // given, for the log
 }
 
-// handle decides the answer to one packet. Its only effects are those on the
-// inventory, and the log line of the decision. The error is a dropError, or
-// says what failed; the client will ask again.
-func (s *Server) handle(ctx context.Context, in packet) (answer, error) {
-	x, r, err := s.examine(ctx, in)
-	if err != nil {
-		return answer{}, err
-	}
-	return x.answer(r), nil
-}
-
-// examine is handle without the wrapping of its answer. x is what was found out,
-// also when there is no answer; nil for a packet that cannot be read.
+// examine decides the answer to one packet. Its only effects are those on the
+// inventory, and the log line of the decision. x is what was found out, also when
+// there is no answer; nil for a packet that cannot be read. The error is a
+// dropError, or says what failed; the client will ask again.
 func (s *Server) examine(ctx context.Context, in packet) (x *exchange, r *dhcpv6.Message, err error) {
-	if len(in.data) > maxMessage {
-		return nil, nil, dropf(dropOversized, "more than %d octets", maxMessage)
-	}
-	if a := in.src.Addr(); !a.Is6() || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || in.src.Port() == 0 {
-		return nil, nil, dropf(dropSource, "nothing can be sent to %s", in.src)
-	}
-	relays, inner, err := unwrap(in.data)
-	if err != nil {
-		return nil, nil, err
-	}
-	m, err := parseMessage(inner)
-	if err != nil {
-		return nil, nil, err
-	}
-	x = &exchange{message: m, in: in, relays: relays}
-	if err := m.check(s.cfg.ServerDUID); err != nil {
-		return x, nil, err
-	}
-	if len(relays) == 0 && in.dst.IsValid() && !in.dst.IsMulticast() {
-		r, err = s.useMulticast(x)
-	} else if err = s.identify(ctx, x); err == nil {
+	if x, err = s.receive(ctx, in); err == nil {
 		r, err = s.respond(ctx, x)
 	}
 	return x, r, err
+}
+
+// receive reads a packet, and finds out which link and which NIC it is from.
+func (s *Server) receive(ctx context.Context, in packet) (x *exchange, err error) {
+	if len(in.data) > maxMessage {
+		return nil, dropf(dropOversized, "more than %d octets", maxMessage)
+	}
+	if a := in.src.Addr(); !a.Is6() || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || in.src.Port() == 0 {
+		return nil, dropf(dropSource, "nothing can be sent to %s", in.src)
+	}
+	relays, inner, err := unwrap(in.data)
+	if err != nil {
+		return nil, err
+	}
+	m, err := parseMessage(inner)
+	if err != nil {
+		return nil, err
+	}
+	x = &exchange{message: m, in: in, relays: relays}
+	if err := m.check(s.cfg.ServerDUID); err != nil {
+		return x, err
+	}
+	if x.unicast = len(relays) == 0 && in.dst.IsValid() && !in.dst.IsMulticast(); x.unicast {
+		return x, nil // whoever it is
+	}
+	return x, s.identify(ctx, x)
 }
 
 // useMulticast answers a client that sent straight to the server's address,
@@ -146,8 +145,11 @@ func (s *Server) findSubnet(x *exchange) error {
 	return dropf(dropSubnet, "no subnet is attached to interface %q", x.in.ifname)
 }
 
-// respond makes the answer to an identified client.
+// respond makes the answer.
 func (s *Server) respond(ctx context.Context, x *exchange) (*dhcpv6.Message, error) {
+	if x.unicast {
+		return s.useMulticast(x)
+	}
 	switch x.kind {
 	case dhcpv6.MessageTypeConfirm:
 		return s.confirm(x)

@@ -182,12 +182,52 @@ func TestServeReportsALostSocket(t *testing.T) {
 	}
 }
 
+// slowStrangers is an inventory whose disk hangs for strangers.
+type slowStrangers struct {
+	*rack
+	hang chan struct{}
+}
+
+func (r slowStrangers) Bind(ctx context.Context, b inventory.Binding) (inventory.Lease, error) {
+	if b.Machine == "" {
+		select {
+		case <-r.hang:
+		case <-ctx.Done():
+		}
+	}
+	return r.rack.Bind(ctx, b)
+}
+
+// TestMachinesBeforeStrangers: however many strangers wait for the disk, a
+// registered machine is answered.
+func TestMachinesBeforeStrangers(t *testing.T) {
+	inv := slowStrangers{newRack(), make(chan struct{})}
+	to := serve(t, newServer(t, inv, nil))
+	conn, err := net.DialUDP("udp6", nil, net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for i := range 2 * maxCommits {
+		if _, err := conn.Write(throughRelay(inventory.MAC(fmt.Sprintf("52:54:00:99:99:%02x", i)), talos.first())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := ask(t, to, throughRelay(installMAC, talos.first())); err != nil {
+		t.Errorf("a machine: %v", err)
+	}
+	close(inv.hang)
+	if _, err := ask(t, to, throughRelay(strangeMAC, talos.first())); err != nil {
+		t.Errorf("a stranger, afterwards: %v", err)
+	}
+}
+
 // TestQueueDropsOldest: a full queue keeps the newest packets.
 func TestQueueDropsOldest(t *testing.T) {
 	s := newServer(t, newRack(), nil)
 	queue := make(chan packet, 2)
 	for i := range 5 {
-		s.enqueue(queue, packet{ifindex: i})
+		enqueue(queue, packet{ifindex: i}, s.dropQueued)
 	}
 	if a, b := <-queue, <-queue; a.ifindex != 3 || b.ifindex != 4 {
 		t.Errorf("kept %d and %d", a.ifindex, b.ifindex)

@@ -35,6 +35,9 @@ type Inventory interface {
 	// find it by MAC, DUID and IAID; Client is a guess in these messages.
 	Release(ctx context.Context, b inventory.Binding, addrs []netip.Addr) error
 	Decline(ctx context.Context, b inventory.Binding, addrs []netip.Addr) error
+	// Registered reports whether a NIC is one of a registered machine. It is asked
+	// for every packet, and cheaper than View.
+	Registered(ctx context.Context, mac inventory.MAC) (bool, error)
 	// Subnets are those of now; they have passed [inventory.ValidateSubnets] and
 	// are not changed.
 	Subnets() []inventory.Subnet
@@ -92,6 +95,8 @@ const (
 	// once, some 4 MB of them. They are asked again after a second, so that a longer
 	// queue would hold repeats only.
 	queueLength = 1 << 14
+	// maxCommits is how many strangers' leases can share one write to disk.
+	maxCommits = 64
 	// answerWithin bounds the work on one packet. By then its client has asked
 	// again.
 	answerWithin = 5 * time.Second
@@ -152,18 +157,29 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 		return fmt.Errorf("asking for packet information on %s: %w", conn.LocalAddr(), err)
 	}
 
-	queue := make(chan packet, queueLength)
-	var workers sync.WaitGroup
+	// What strangers ask waits behind what machines ask: their leases have to be on
+	// disk before the answer, a machine's address is.
+	packets, strangers := make(chan packet, queueLength), make(chan *exchange, queueLength)
+	var workers, strangerWorkers sync.WaitGroup
 	for range 4 * runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
-			for in := range queue {
-				s.work(ctx, pc, in)
+			for in := range packets {
+				s.work(ctx, pc, in, strangers)
 			}
 		})
 	}
-	err := s.read(ctx, pc, queue)
-	close(queue)
+	for range maxCommits {
+		strangerWorkers.Go(func() {
+			for x := range strangers {
+				s.finish(ctx, pc, x)
+			}
+		})
+	}
+	err := s.read(ctx, pc, packets)
+	close(packets)
 	workers.Wait()
+	close(strangers)
+	strangerWorkers.Wait()
 	return err
 }
 
@@ -196,35 +212,66 @@ func (s *Server) read(ctx context.Context, pc *ipv6.PacketConn, queue chan packe
 			in.dst, _ = netip.AddrFromSlice(cm.Dst)
 			in.ifindex, in.ifname = cm.IfIndex, interfaceName(names, cm.IfIndex)
 		}
-		s.enqueue(queue, in)
+		enqueue(queue, in, s.dropQueued)
 	}
 }
 
-// enqueue drops the oldest packet when the queue is full: its client has asked
-// again by now. It never blocks, being the only sender.
-func (s *Server) enqueue(queue chan packet, in packet) {
-	select {
-	case queue <- in:
-		return
+// enqueue drops the oldest of a full queue: its client has asked again by now. It
+// never waits for a worker.
+func enqueue[T any](queue chan T, v T, drop func(T)) {
+	for {
+		select {
+		case queue <- v:
+			return
+		default:
+		}
+		select {
+		case old := <-queue:
+			drop(old)
+		default: // a worker was faster
+		}
+	}
+}
+
+func (s *Server) dropQueued(in packet) {
+	s.drops.add(s.log, dropQueue, func(e *zerolog.Event) *zerolog.Event { return e.Stringer("from", in.src) })
+}
+
+// work answers one packet, or has it wait if it is a stranger's.
+func (s *Server) work(ctx context.Context, pc *ipv6.PacketConn, in packet, strangers chan *exchange) {
+	within, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	x, err := s.receive(within, in)
+	known := false
+	if err == nil && !x.unicast && x.mac != "" {
+		known, err = s.inv.Registered(within, x.mac)
+	}
+	switch {
+	case err != nil:
+		s.failed(within, in, err)
+	case known || x.unicast:
+		s.finish(ctx, pc, x)
 	default:
+		enqueue(strangers, x, func(old *exchange) { s.dropQueued(old.in) })
 	}
-	select {
-	case old := <-queue:
-		s.drops.add(s.log, dropQueue, func(e *zerolog.Event) *zerolog.Event { return e.Stringer("from", old.src) })
-	default: // a worker was faster
-	}
-	queue <- in
 }
 
-// work answers one packet.
-func (s *Server) work(ctx context.Context, pc *ipv6.PacketConn, in packet) {
+// finish answers a packet that was received.
+func (s *Server) finish(ctx context.Context, pc *ipv6.PacketConn, x *exchange) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	out, err := s.handle(ctx, in)
+	r, err := s.respond(ctx, x)
 	if err == nil {
-		err = send(pc, out)
+		err = send(pc, x.answer(r))
 	}
-	if err == nil || errors.Is(ctx.Err(), context.Canceled) {
+	if err != nil {
+		s.failed(ctx, x.in, err)
+	}
+}
+
+// failed counts and logs a packet that got no answer.
+func (s *Server) failed(ctx context.Context, in packet, err error) {
+	if errors.Is(ctx.Err(), context.Canceled) {
 		return
 	}
 	why := dropFailed

@@ -216,6 +216,12 @@ func (k *Keeper) committedView(ctx context.Context, mac MAC, name string, arch A
 	return v, nil
 }
 
+// Registered reports whether a NIC is one of a registered machine.
+func (k *Keeper) Registered(ctx context.Context, mac MAC) (bool, error) {
+	name, err := k.ownerOf(ctx, mac)
+	return name != "", err
+}
+
 func (k *Keeper) ownerOf(ctx context.Context, mac MAC) (string, error) {
 	rec, err := k.store.Get(ctx, Key{BucketMACs, string(mac)})
 	if errors.Is(err, ErrNotFound) || err == nil && len(rec.Value) == 0 {
