@@ -52,19 +52,20 @@ type rawConfig struct {
 }
 
 type rawSubnet struct {
-	Name      string        `yaml:"name"`
-	Prefix    netip.Prefix  `yaml:"prefix"`
-	Interface string        `yaml:"interface"`
-	Machines  string        `yaml:"machines"`
-	Pool      string        `yaml:"pool"`
-	Strangers bool          `yaml:"strangers"`
-	Reserved  []netip.Addr  `yaml:"reserved"`
-	Gateway   netip.Addr    `yaml:"gateway"`
-	DNS       []netip.Addr  `yaml:"dns"`
-	Domains   []string      `yaml:"domains"`
-	NTP       []netip.Addr  `yaml:"ntp"`
-	Preferred time.Duration `yaml:"preferred"`
-	Valid     time.Duration `yaml:"valid"`
+	Name      string                 `yaml:"name"`
+	Prefix    netip.Prefix           `yaml:"prefix"`
+	Interface string                 `yaml:"interface"`
+	Machines  string                 `yaml:"machines"`
+	Pool      string                 `yaml:"pool"`
+	Strangers bool                   `yaml:"strangers"`
+	Reserved  []string               `yaml:"reserved"`
+	Gateway   netip.Addr             `yaml:"gateway"`
+	DNS       []netip.Addr           `yaml:"dns"`
+	Domains   []string               `yaml:"domains"`
+	NTP       []netip.Addr           `yaml:"ntp"`
+	Options   []inventory.OptionSpec `yaml:"options"`
+	Preferred time.Duration          `yaml:"preferred"`
+	Valid     time.Duration          `yaml:"valid"`
 }
 
 // Config is a checked configuration.
@@ -265,8 +266,8 @@ func (c *Config) reserve() {
 	for i := range c.Subnets {
 		s := &c.Subnets[i]
 		for _, a := range taken {
-			if s.Prefix.Contains(a) && !slices.Contains(s.Reserved, a) {
-				s.Reserved = append(s.Reserved, a)
+			if s.Prefix.Contains(a) && !slices.ContainsFunc(s.Reserved, func(r inventory.Range) bool { return r.Contains(a) }) {
+				s.Reserved = append(s.Reserved, inventory.Range{First: a, Last: a})
 			}
 		}
 	}
@@ -321,7 +322,7 @@ func checkLoaderNames(files map[string]string) error {
 
 func (rs rawSubnet) subnet(at string) (inventory.Subnet, error) {
 	s := inventory.Subnet{
-		Name: rs.Name, Prefix: rs.Prefix, Interface: rs.Interface, Strangers: rs.Strangers, Reserved: rs.Reserved,
+		Name: rs.Name, Prefix: rs.Prefix, Interface: rs.Interface, Strangers: rs.Strangers,
 		Gateway: rs.Gateway, DNS: rs.DNS, Domains: rs.Domains, NTP: rs.NTP, Preferred: rs.Preferred, Valid: rs.Valid,
 	}
 	if s.Preferred == 0 && s.Valid == 0 {
@@ -339,6 +340,20 @@ func (rs rawSubnet) subnet(at string) (inventory.Subnet, error) {
 			return s, &inventory.FieldError{Field: at + "." + f.name, Problem: err.Error()}
 		}
 		*f.to = r
+	}
+	for i, text := range rs.Reserved {
+		r, err := inventory.ParseRange(text)
+		if err != nil {
+			return s, &inventory.FieldError{Field: fmt.Sprintf("%s.reserved[%d]", at, i), Problem: err.Error()}
+		}
+		s.Reserved = append(s.Reserved, r)
+	}
+	for i, spec := range rs.Options {
+		o, err := spec.Option()
+		if err != nil {
+			return s, fmt.Errorf("%s.options[%d].%w", at, i, err)
+		}
+		s.Options = append(s.Options, o)
 	}
 	return s, nil
 }

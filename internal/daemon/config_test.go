@@ -252,3 +252,26 @@ func FuzzParseConfig(f *testing.F) {
 		}
 	})
 }
+
+// TestOptionErrors: what is wrong with an option of the operator's is named.
+func TestOptionErrors(t *testing.T) {
+	for text, want := range map[string]string{
+		"options: [{code: 23, text: a}]":           "subnets[0].options[0].code: option 23 is the server's own (set dns instead)",
+		"options: [{code: 41}]":                    "subnets[0].options[0].code: option 41 has 0 values, not one",
+		"options: [{code: 242, hex: '0g'}]":        "subnets[0].options[0].hex",
+		"reserved: ['2001:db8::5-2001:db8::1']":    "subnets[0].reserved[0]",
+		"reserved: ['2001:db8:9::5']":              "subnets[0].reserved[0]",
+		"options: [{code: 70000, text: a}]":        "subnets[0].options[0].code",
+		"options: [{code: 41, text: a, size: 5}]":  `"size" is no setting here`,
+		"options: [{code: 242, addresses: [eth]}]": "subnets[0].options[0].addresses[0]",
+	} {
+		_, err := ParseConfig([]byte("address: 2001:db8::2\nsubnets:\n- {name: a, prefix: '2001:db8::/64', " + text + "}\n"))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+	twice := "address: 2001:db8::2\nsubnets:\n- {name: a, prefix: '2001:db8::/64', options: [{code: 41, text: a}, {code: 41, text: b}]}\n"
+	if _, err := ParseConfig([]byte(twice)); err == nil || !strings.Contains(err.Error(), "option 41 is set twice") {
+		t.Errorf("twice: %v", err)
+	}
+}

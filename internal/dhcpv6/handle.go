@@ -188,6 +188,7 @@ func (s *Server) respond(ctx context.Context, x *exchange) (*dhcpv6.Message, err
 		r.AddOption(raw(dhcpv6.OptionRapidCommit, nil))
 	}
 	addParameters(r, x.message, x.client, x.subnet)
+	addFQDN(r, x)
 	addSupplied(r, x.relays)
 	for _, o := range ias {
 		r.AddOption(o)

@@ -40,6 +40,7 @@ type message struct {
 	archs       []uint16 // client system architecture types (RFC 5970 section 3.3)
 	vendorClass []string // the data fields of all options 16
 	userClass   []string // the items of option 15
+	fqdn        []byte   // option 39 as sent, at least its flags; nil: none
 }
 
 // association is an IA_NA (RFC 8415 section 21.4).
@@ -155,6 +156,9 @@ func parseMessage(b []byte) (*message, error) {
 	m.clientID, _ = find(opts, dhcpv6.OptionClientID)
 	m.serverID, _ = find(opts, dhcpv6.OptionServerID)
 	_, m.rapidCommit = find(opts, dhcpv6.OptionRapidCommit)
+	if v, ok := find(opts, dhcpv6.OptionFQDN); ok && len(v) > 0 && len(v) <= 256 {
+		m.fqdn = v
+	}
 	if v, ok := find(opts, dhcpv6.OptionUserClass); ok {
 		m.userClass = items(v)
 	}

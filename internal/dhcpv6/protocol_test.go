@@ -276,7 +276,8 @@ func TestRequestedOptions(t *testing.T) {
 		"none":      {nil, "[1 2 56]"}, // Talos uses 56 and does not ask
 		"all":       {[]uint16{23, 24, 56, 82, 83}, "[1 2 23 24 56 82 83]"},
 		"24":        {[]uint16{24}, "[1 2 24 56]"},
-		"not ours":  {[]uint16{31, 32, 39, 60, 12}, "[1 2 56]"},
+		"not ours":  {[]uint16{31, 39, 60, 12}, "[1 2 56]"},
+		"refresh":   {[]uint16{32}, "[1 2 56 32]"},
 		"boot file": {[]uint16{59}, "[1 2 56]"}, // for an operating system
 	} {
 		out, err := newServer(t, newRack(), nil).handle(t.Context(), direct(installMAC, msg(infoRequest, opt(1, talos.duid), opt(6, u16s(tc.oro...)))))

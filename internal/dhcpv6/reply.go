@@ -18,6 +18,9 @@ const (
 	// client that gets nothing (RFC 8415 section 21.24). The RFC's default is an
 	// hour; a machine that was just registered should not wait that long.
 	solMaxRT = 120 * time.Second
+	// irtMinimum is the shortest time after which a client that has no lease asks
+	// again (RFC 8415 section 7.6, IRT_MINIMUM).
+	irtMinimum = 600 * time.Second
 	// infinity is the lifetime that never ends (RFC 8415 section 7.7).
 	infinity = 0xffffffff * time.Second
 	// pxeEnterprise is Intel's enterprise number, which EDK2 uses for the vendor
@@ -73,11 +76,42 @@ func addParameters(r *dhcpv6.Message, m *message, client inventory.Client, n *in
 		}
 		r.AddOption(&servers)
 	}
+	for _, o := range n.Options {
+		if code := dhcpv6.OptionCode(o.Code); o.Always || m.asked(code) {
+			r.AddOption(raw(code, o.Value))
+		}
+	}
+	if m.kind == dhcpv6.MessageTypeInformationRequest && m.asked(dhcpv6.OptionInformationRefreshTime) {
+		seconds := max(irtMinimum, min(n.Valid, infinity)) / time.Second
+		r.AddOption(raw(dhcpv6.OptionInformationRefreshTime, binary.BigEndian.AppendUint32(nil, uint32(seconds))))
+	}
 	for _, code := range []dhcpv6.OptionCode{dhcpv6.OptionSolMaxRT, dhcpv6.OptionInfMaxRT} {
 		if m.asked(code) {
 			r.AddOption(raw(code, binary.BigEndian.AppendUint32(nil, uint32(solMaxRT/time.Second))))
 		}
 	}
+}
+
+// addFQDN answers a client that tells or asks for its name (option 39, RFC 4704):
+// a registered machine is called as it is registered, a stranger as it likes.
+// There is no DNS here to be updated, neither by us nor with our blessing.
+func addFQDN(r *dhcpv6.Message, x *exchange) {
+	if x.fqdn == nil {
+		return
+	}
+	const s, o, n = 1, 2, 4 // the flags, section 4.1
+	flags := byte(n)
+	if x.fqdn[0]&s != 0 {
+		flags |= o
+	}
+	name := x.fqdn[1:]
+	if m := x.view.Machine; m != nil {
+		labels := append([]byte{byte(len(m.Name))}, m.Name...)
+		if name = labels; len(x.subnet.Domains) > 0 { // else not ended: not fully qualified
+			name = (&rfc1035label.Labels{Labels: []string{m.Name + "." + x.subnet.Domains[0]}}).ToBytes()
+		}
+	}
+	r.AddOption(raw(dhcpv6.OptionFQDN, append([]byte{flags}, name...)))
 }
 
 // addSupplied passes on what relays supply, the one closest to the client first,

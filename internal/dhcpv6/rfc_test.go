@@ -182,3 +182,60 @@ func TestDirectAnswerLeavesWhereItWasHeard(t *testing.T) {
 		t.Errorf("it leaves by interface %d", out.ifindex)
 	}
 }
+
+// TestOperatorOptions go to whoever asks, or to all.
+func TestOperatorOptions(t *testing.T) {
+	inv := newRack()
+	n := testSubnets()
+	n[0].Options = []inventory.Option{{Code: 41, Value: []byte("UTC0")}, {Code: 242, Value: []byte{1}, Always: true}}
+	s := newServer(t, withSubnets{inv, n}, nil)
+	_, _, opts := answerTo(t, s, direct(installMAC, talos.first()))
+	if _, asked := value(opts, 41); asked {
+		t.Error("option 41 was sent unasked for")
+	}
+	if v, _ := value(opts, 242); string(v) != "\x01" {
+		t.Errorf("option 242 is %x", v)
+	}
+	c := talos
+	c.options = [][]byte{opt(6, u16s(41, 32))}
+	_, _, opts = answerTo(t, s, direct(installMAC, c.with(request, c.ia)))
+	if v, _ := value(opts, 41); string(v) != "UTC0" {
+		t.Errorf("option 41 is %q", v)
+	}
+	if _, refresh := value(opts, 32); refresh {
+		t.Error("an Information Refresh Time for a client with a lease")
+	}
+	c.info, c.ia = true, nil
+	_, _, opts = answerTo(t, s, direct(installMAC, c.first()))
+	if v, _ := value(opts, 32); !bytes.Equal(v, u32(86400)) {
+		t.Errorf("Information Refresh Time is %x", v)
+	}
+}
+
+type withSubnets struct {
+	*rack
+	n []inventory.Subnet
+}
+
+func (w withSubnets) Subnets() []inventory.Subnet { return w.n }
+
+// TestFQDN: a machine is told its name, a stranger keeps its own, and nobody is
+// promised an update of the DNS (RFC 4704).
+func TestFQDN(t *testing.T) {
+	s := newServer(t, newRack(), nil)
+	fqdn := opt(39, []byte{1}, []byte("\x05me-me\x00"))
+	for mac, want := range map[inventory.MAC]string{
+		installMAC: "\x06\x04cp-1\x04rack\x07example\x00", strangeMAC: "\x06\x05me-me\x00",
+	} {
+		c := talosLegacy
+		c.options = append(slices.Clone(c.options), fqdn)
+		_, _, opts := answerTo(t, s, direct(mac, c.first()))
+		if v, _ := value(opts, 39); string(v) != want {
+			t.Errorf("%s is told %q, want %q", mac, v, want)
+		}
+	}
+	_, _, opts := answerTo(t, s, direct(installMAC, talos.first()))
+	if _, told := value(opts, 39); told {
+		t.Error("it did not ask")
+	}
+}

@@ -23,7 +23,7 @@ func subnets() []inventory.Subnet {
 		Name: "rack1", Prefix: netip.MustParsePrefix("2001:db8:1::/64"), Strangers: true,
 		Machines:  inventory.Range{First: addr("2001:db8:1::100"), Last: addr("2001:db8:1::1ff")},
 		Pool:      inventory.Range{First: addr("2001:db8:1::f00"), Last: addr("2001:db8:1::f3f")},
-		Reserved:  []netip.Addr{addr("2001:db8:1::2")},
+		Reserved:  []inventory.Range{{First: addr("2001:db8:1::2"), Last: addr("2001:db8:1::2")}},
 		Preferred: time.Hour, Valid: 2 * time.Hour,
 	}}
 }

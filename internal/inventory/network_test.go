@@ -36,7 +36,9 @@ func TestSetSubnets(t *testing.T) {
 			s.Machines = inventory.Range{}
 			s.Pool = inventory.Range{First: addr("2001:db8:1::107"), Last: addr("2001:db8:1::1ff")}
 		}), []string{"2001:db8:1::107 of machine m-7 lies in the pool of subnet rack1"}},
-		"reserved":   {change(func(s *inventory.Subnet) { s.Reserved = append(s.Reserved, addr("2001:db8:1::103")) }), []string{"machine m-3 is reserved"}},
+		"reserved": {change(func(s *inventory.Subnet) {
+			s.Reserved = append(s.Reserved, inventory.Range{First: addr("2001:db8:1::103"), Last: addr("2001:db8:1::103")})
+		}), []string{"machine m-3 is reserved"}},
 		"small pool": {change(func(s *inventory.Subnet) { s.Pool.Last = addr("2001:db8:1::f03") }), []string{"subnets[0].pool", "too small for the 8 machines"}},
 		"invalid":    {change(func(s *inventory.Subnet) { s.Valid = 0 }), []string{"subnets[0].lease"}},
 	} {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -24,11 +25,12 @@ type Subnet struct {
 	Pool Range
 	// Strangers says whether an unregistered machine gets an address at all.
 	Strangers bool
-	Reserved  []netip.Addr // never handed out: routers, the server
-	Gateway   netip.Addr   // the machines' default router; may be link-local; invalid: none
+	Reserved  []Range    // never handed out: routers, the server
+	Gateway   netip.Addr // the machines' default router; may be link-local; invalid: none
 	DNS       []netip.Addr
 	Domains   []string
 	NTP       []netip.Addr
+	Options   []Option      // for clients of this subnet, beside the server's own
 	Preferred time.Duration // preferred lifetime of an address
 	Valid     time.Duration // valid lifetime, at least Preferred
 }
@@ -36,15 +38,24 @@ type Subnet struct {
 // Range is an inclusive range of addresses. The zero value is empty.
 type Range struct{ First, Last netip.Addr }
 
-// ParseRange reads "2001:db8::100-2001:db8::1ff".
+// String is the range as ParseRange reads it.
+func (r Range) String() string {
+	if r.First == r.Last {
+		return r.First.String()
+	}
+	return r.First.String() + "-" + r.Last.String()
+}
+
+// ParseRange reads "2001:db8::100-2001:db8::1ff", or one address.
 func ParseRange(s string) (Range, error) {
 	a, b, ok := strings.Cut(s, "-")
-	if ok {
-		first, err1 := netip.ParseAddr(strings.TrimSpace(a))
-		last, err2 := netip.ParseAddr(strings.TrimSpace(b))
-		if err1 == nil && err2 == nil && first.Is6() && last.Is6() && !last.Less(first) {
-			return Range{first, last}, nil
-		}
+	if !ok {
+		b = a
+	}
+	first, err1 := netip.ParseAddr(strings.TrimSpace(a))
+	last, err2 := netip.ParseAddr(strings.TrimSpace(b))
+	if err1 == nil && err2 == nil && first.Is6() && last.Is6() && !last.Less(first) {
+		return Range{first, last}, nil
 	}
 	return Range{}, fmt.Errorf("%q is not a range of IPv6 addresses such as 2001:db8::100-2001:db8::1ff", s)
 }
@@ -152,12 +163,12 @@ func (s *Subnet) Validate() error {
 	if s.Preferred < minLifetime || s.Valid < s.Preferred {
 		return fieldErr("lease", "preferred and valid lifetimes of a minute or more, such as 12h and 24h", "lifetimes %v and %v make no lease", s.Preferred, s.Valid)
 	}
-	for i, a := range s.Reserved {
-		if !s.Prefix.Contains(a) {
-			return fieldErr(fmt.Sprintf("reserved[%d]", i), "leave it out", "%s is not in %s", a, s.Prefix)
+	for i, r := range s.Reserved {
+		if !s.Prefix.Contains(r.First) || !s.Prefix.Contains(r.Last) {
+			return fieldErr(fmt.Sprintf("reserved[%d]", i), "leave it out", "%s is not in %s", r, s.Prefix)
 		}
 	}
-	return nil
+	return checkOptions(s.Options)
 }
 
 // minLifetime is the shortest lease. The wire counts seconds, and a client that
@@ -169,12 +180,7 @@ func (s *Subnet) Reserves(a netip.Addr) bool {
 	if a == s.Prefix.Addr() || a == s.Gateway { // the first is the subnet-router anycast address (RFC 4291 section 2.6.1)
 		return true
 	}
-	for _, r := range s.Reserved {
-		if a == r {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.Reserved, func(r Range) bool { return r.Contains(a) })
 }
 
 // ValidateSubnets checks each and that none overlaps another.
