@@ -410,6 +410,13 @@ func talosClient() error {
 }
 
 func TestMain(m *testing.M) {
+	if job := os.Getenv(loadVariable); job != "" {
+		if err := loadMain(job); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getenv(talosVariable) != "" && os.Getenv(namespaceMarker) != "" && len(os.Args) == 1 {
 		if err := talosClient(); err != nil {
 			fmt.Fprintln(os.Stderr, err)

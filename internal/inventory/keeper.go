@@ -493,12 +493,17 @@ func changes(ctx context.Context, store Store, view View, waited []Event, events
 }
 
 // notable says whether a change is worth a line in the log: all but those that
-// only moved the time a machine was last heard of.
+// only moved the time a machine was last heard of, or are one more transaction of
+// the same boot: a client may begin as many as it likes.
 func notable(before, after Facts, e Event) bool {
 	if e.Kind != Solicited && e.Kind != APIAnswered {
 		return true
 	}
-	before.LastSeen, before.APIAt = after.LastSeen, after.APIAt
+	before.LastSeen, before.APIAt, before.Identified = after.LastSeen, after.APIAt, after.Identified
+	if n := len(before.Boots); n > 0 && n == len(after.Boots) {
+		before.Boots = slices.Clone(before.Boots)
+		before.Boots[0].XIDs = after.Boots[0].XIDs
+	}
 	return !reflect.DeepEqual(before, after)
 }
 

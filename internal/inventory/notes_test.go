@@ -96,6 +96,19 @@ func TestObservationsWaitForTheDisk(t *testing.T) {
 	})
 }
 
+// TestAChattyMachineFillsNoLog: a machine that begins one transaction after the
+// other is one line.
+func TestAChattyMachineFillsNoLog(t *testing.T) {
+	k, _ := newKeeper(t)
+	mustPut(t, k, machine(1))
+	for xid := range uint32(300) {
+		mustRecord(t, k, inventory.Event{Kind: inventory.Solicited, MAC: mac(1), Client: inventory.FirmwarePXE, XID: xid})
+	}
+	if n := len(must(k.Events(t.Context(), 0, 0))); n != 2 { // registered, solicited
+		t.Errorf("300 Solicits left %d lines", n)
+	}
+}
+
 // TestNotesOfARemovedMachineGo: they must not be taken for those of another that
 // gets its name.
 func TestNotesOfARemovedMachineGo(t *testing.T) {
