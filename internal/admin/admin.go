@@ -39,8 +39,8 @@ type Config struct {
 	// Hosts are names by which browsers may reach the API, beside addresses and
 	// localhost; see guard.
 	Hosts []string
-	// Explainer explains DHCPv6 packets; nil: nobody does.
-	Explainer Explainer
+	// DHCPv6 explains packets and counts those it dropped; nil: there is none.
+	DHCPv6 DHCPv6
 	// Pages answers what is not the API's; nil: nothing does.
 	Pages http.Handler
 	// Now is the clock that phases are told by. nil: time.Now.

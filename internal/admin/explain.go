@@ -13,9 +13,12 @@ import (
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
-// Explainer says what the DHCPv6 server makes of a packet, and changes nothing.
-type Explainer interface {
+// DHCPv6 is the DHCPv6 server, as operators ask it.
+type DHCPv6 interface {
+	// Explain says what it makes of a packet, and changes nothing.
 	Explain(ctx context.Context, p CapturedPacket) api.Explanation
+	// Dropped counts packets that got no answer since the start, by reason.
+	Dropped() map[string]uint64
 }
 
 // CapturedPacket is an api.Packet, read. What is not known is zero.
@@ -31,14 +34,14 @@ func (s *Server) explainRoutes(doc huma.API) {
 		Summary:     "Say which answer a DHCPv6 packet would get, and why",
 		Description: "Which machine it is of and by what evidence, which subnet, which answer. It is decided by the code that answers, and nothing is changed."},
 		func(ctx context.Context, in *struct{ Body api.Packet }) (*struct{ Body api.Explanation }, error) {
-			if s.cfg.Explainer == nil {
+			if s.cfg.DHCPv6 == nil {
 				return nil, huma.Error503ServiceUnavailable("there is no DHCPv6 server here")
 			}
 			p, err := capturedPacket(&in.Body)
 			if err != nil {
 				return nil, err
 			}
-			return &struct{ Body api.Explanation }{s.cfg.Explainer.Explain(ctx, p)}, nil
+			return &struct{ Body api.Explanation }{s.cfg.DHCPv6.Explain(ctx, p)}, nil
 		}, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
 }
 

@@ -16,9 +16,11 @@ func (p *parrot) Explain(_ context.Context, c CapturedPacket) api.Explanation {
 	return api.Explanation{Request: "SOLICIT", Reason: string(c.Data)}
 }
 
+func (p *parrot) Dropped() map[string]uint64 { return map[string]uint64{"malformed": 3, "unicast": 0} }
+
 func TestExplain(t *testing.T) {
 	p := &parrot{}
-	r := newRig(t, Config{Explainer: p})
+	r := newRig(t, Config{DHCPv6: p})
 	var x api.Explanation
 	r.must(200, "POST", "/api/v1/explain", `{"hex":"68:69 21","source":"fe80::1","interface":"eth0","linkLayer":"5254.0000.0001"}`, &x)
 	want := CapturedPacket{Data: []byte("hi!"), Source: netip.MustParseAddr("fe80::1"), Interface: "eth0", LinkLayer: "52:54:00:00:00:01"}
@@ -32,6 +34,10 @@ func TestExplain(t *testing.T) {
 		`{"hex":"01","linkLayer":"nobody"}`: "body.linkLayer",
 	} {
 		wantErrors(t, r.must(422, "POST", "/api/v1/explain", body, nil), where)
+	}
+	var st api.Status
+	if r.must(200, "GET", "/api/v1/status", "", &st); len(st.Dropped) != 1 || st.Dropped["malformed"] != 3 {
+		t.Errorf("the status says that %v were dropped", st.Dropped)
 	}
 	newRig(t, Config{}).must(503, "POST", "/api/v1/explain", `{"hex":"01"}`, nil)
 }

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"io"
+	"maps"
 	"net/http"
 	"runtime"
 
@@ -111,6 +112,10 @@ func (s *Server) status(ctx context.Context, _ *struct{}) (*struct{ Body api.Sta
 	st := api.Status{
 		Version: s.cfg.Version, Discovered: len(strangers), Images: len(images),
 		Phases: map[string]int{}, Clusters: []api.ClusterStatus{}, Attention: []api.Attention{},
+	}
+	if s.cfg.DHCPv6 != nil {
+		st.Dropped = s.cfg.DHCPv6.Dropped()
+		maps.DeleteFunc(st.Dropped, func(_ string, n uint64) bool { return n == 0 })
 	}
 	index := map[string]int{}
 	for _, c := range clusters {

@@ -150,6 +150,11 @@ func describeStatus(w io.Writer, st *api.Status) {
 	pair(w, "machines", strings.TrimSuffix(fmt.Sprintf("%d: %s", st.Machines, strings.Join(phases, ", ")), ": "))
 	pair(w, "discovered", st.Discovered)
 	pair(w, "images", st.Images)
+	var dropped []string
+	for _, why := range slices.Sorted(maps.Keys(st.Dropped)) {
+		dropped = append(dropped, fmt.Sprintf("%d %s", st.Dropped[why], why))
+	}
+	pair(w, "unanswered", strings.Join(dropped, ", "))
 	if len(st.Clusters) > 0 {
 		_, _ = fmt.Fprintln(w) // Flush reports it
 		row(w, "CLUSTER", "READY", "BOOTSTRAP", "REASON")

@@ -146,7 +146,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 		// The socket is root's alone. Any user of this host reaches the TCP port, so
 		// it shows what is there, and neither changes it nor hands out secrets.
 		readOnly := l.Addr().Network() != "unix"
-		operators := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, Explainer: explainer{leases}}, keeper, d.configs, uploads{blobs}, component(o.Log, "api"))
+		operators := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, DHCPv6: askedServer{leases}}, keeper, d.configs, uploads{blobs}, component(o.Log, "api"))
 		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return operators.Serve(ctx, l) })
 	}
 	return d, nil

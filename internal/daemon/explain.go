@@ -8,11 +8,14 @@ import (
 	"github.com/provisiond/provisiond/internal/dhcpv6"
 )
 
-// explainer is the DHCPv6 server as operators ask it.
-type explainer struct{ server *dhcpv6.Server }
+// askedServer is the DHCPv6 server as operators ask it.
+type askedServer struct{ server *dhcpv6.Server }
 
-// Explain implements admin.Explainer.
-func (e explainer) Explain(ctx context.Context, p admin.CapturedPacket) api.Explanation {
+// Dropped implements admin.DHCPv6.
+func (e askedServer) Dropped() map[string]uint64 { return e.server.Dropped() }
+
+// Explain implements admin.DHCPv6.
+func (e askedServer) Explain(ctx context.Context, p admin.CapturedPacket) api.Explanation {
 	x := e.server.Explain(ctx, dhcpv6.Capture{
 		Data: p.Data, Source: p.Source, Destination: p.Destination, Interface: p.Interface, LinkLayer: p.LinkLayer,
 	})

@@ -123,7 +123,7 @@ func (s *Server) confirm(x *exchange) (*dhcpv6.Message, error) {
 		n += len(ia.addrs)
 	}
 	if n == 0 {
-		return nil, dropf(dropInvalid, "%s without an address", x.kind)
+		return nil, dropf(dropNoAddress, "%s without an address", x.kind)
 	}
 	r := s.reply(x.message, dhcpv6.MessageTypeReply, "", "")
 	for _, ia := range x.ias {

@@ -18,7 +18,12 @@ const (
 	dropSource
 	dropRelays
 	dropType
-	dropInvalid
+	dropDUID
+	dropNoClient
+	dropNoServer
+	dropServerNamed
+	dropIA
+	dropNoAddress
 	dropOtherServer
 	dropUnicast
 	dropSubnet
@@ -35,7 +40,12 @@ var dropNames = [numDrops]string{
 	dropSource:      "bad source",
 	dropRelays:      "too many relays",
 	dropType:        "wrong type",
-	dropInvalid:     "invalid",
+	dropDUID:        "bad client DUID",
+	dropNoClient:    "no client DUID",
+	dropNoServer:    "no server DUID",
+	dropServerNamed: "server DUID where none belongs",
+	dropIA:          "IA where none belongs",
+	dropNoAddress:   "nothing to confirm",
 	dropOtherServer: "for another server",
 	dropUnicast:     "unicast",
 	dropSubnet:      "no subnet",

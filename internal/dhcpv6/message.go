@@ -247,7 +247,7 @@ func parseAssociation(v []byte) (association, error) {
 // server, this server.
 func (m *message) check(serverDUID []byte) error {
 	if n := len(m.clientID); m.clientID != nil && (n < 3 || n > maxDUID) {
-		return dropf(dropInvalid, "%s with a client DUID of %d octets", m.kind, n)
+		return dropf(dropDUID, "%s with a client DUID of %d octets", m.kind, n)
 	}
 	if m.serverID != nil && !bytes.Equal(m.serverID, serverDUID) {
 		switch m.kind {
@@ -257,20 +257,20 @@ func (m *message) check(serverDUID []byte) error {
 		}
 	}
 	if m.clientID == nil && m.kind != dhcpv6.MessageTypeInformationRequest {
-		return dropf(dropInvalid, "%s without a client DUID", m.kind)
+		return dropf(dropNoClient, "%s without a client DUID", m.kind)
 	}
 	switch m.kind {
 	case dhcpv6.MessageTypeSolicit, dhcpv6.MessageTypeConfirm, dhcpv6.MessageTypeRebind:
 		if m.serverID != nil {
-			return dropf(dropInvalid, "%s with a server DUID", m.kind)
+			return dropf(dropServerNamed, "%s with a server DUID", m.kind)
 		}
 	case dhcpv6.MessageTypeInformationRequest:
 		if len(m.ias)+len(m.unserved) > 0 {
-			return dropf(dropInvalid, "%s with an IA", m.kind)
+			return dropf(dropIA, "%s with an IA", m.kind)
 		}
 	default:
 		if m.serverID == nil {
-			return dropf(dropInvalid, "%s without a server DUID", m.kind)
+			return dropf(dropNoServer, "%s without a server DUID", m.kind)
 		}
 	}
 	return nil

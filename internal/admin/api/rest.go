@@ -53,13 +53,14 @@ type Event struct {
 
 // Status is the rack at a glance.
 type Status struct {
-	Version    string          `json:"version"`
-	Machines   int             `json:"machines"`
-	Phases     map[string]int  `json:"phases" doc:"Machines by phase"`
-	Clusters   []ClusterStatus `json:"clusters" nullable:"false"`
-	Discovered int             `json:"discovered" doc:"NICs seen that belong to no machine"`
-	Images     int             `json:"images"`
-	Attention  []Attention     `json:"attention" nullable:"false" doc:"Machines that stalled or failed, at most 100"`
+	Version    string            `json:"version"`
+	Machines   int               `json:"machines"`
+	Phases     map[string]int    `json:"phases" doc:"Machines by phase"`
+	Clusters   []ClusterStatus   `json:"clusters" nullable:"false"`
+	Discovered int               `json:"discovered" doc:"NICs seen that belong to no machine"`
+	Images     int               `json:"images"`
+	Dropped    map[string]uint64 `json:"dropped,omitempty" doc:"DHCPv6 packets that got no answer since the start, by reason"`
+	Attention  []Attention       `json:"attention" nullable:"false" doc:"Machines that stalled or failed, at most 100"`
 }
 
 // ClusterStatus is one cluster at a glance.
