@@ -130,10 +130,10 @@ func (r *rack) Decline(_ context.Context, b inventory.Binding, addrs []netip.Add
 	return r.free("decline", b, addrs)
 }
 
-func (r *rack) Registered(_ context.Context, mac inventory.MAC) (bool, error) {
+func (r *rack) Registered(mac inventory.MAC) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.views[mac].Machine != nil, r.failing["Registered"]
+	return r.views[mac].Machine != nil
 }
 
 func (r *rack) Subnets() []inventory.Subnet { return testSubnets() }

@@ -37,7 +37,7 @@ type Inventory interface {
 	Decline(ctx context.Context, b inventory.Binding, addrs []netip.Addr) error
 	// Registered reports whether a NIC is one of a registered machine. It is asked
 	// for every packet, and cheaper than View.
-	Registered(ctx context.Context, mac inventory.MAC) (bool, error)
+	Registered(mac inventory.MAC) bool
 	// Subnets are those of now; they have passed [inventory.ValidateSubnets] and
 	// are not changed.
 	Subnets() []inventory.Subnet
@@ -242,14 +242,10 @@ func (s *Server) work(ctx context.Context, pc *ipv6.PacketConn, in packet, stran
 	within, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	x, err := s.receive(within, in)
-	known := false
-	if err == nil && !x.unicast && x.mac != "" {
-		known, err = s.inv.Registered(within, x.mac)
-	}
 	switch {
 	case err != nil:
 		s.failed(within, in, err)
-	case known || x.unicast:
+	case x.unicast || s.inv.Registered(x.mac):
 		s.finish(ctx, pc, x)
 	default:
 		enqueue(strangers, x, func(old *exchange) { s.dropQueued(old.in) })

@@ -44,11 +44,12 @@ type Keeper struct {
 	views     views
 	notes     notes
 	leases    leases
+	macs      macs
 }
 
 // NewKeeper returns a Keeper on a store. It reads the strangers and the leases,
-// which are bounded; everything else is read when it is asked for, so that a
-// large inventory starts as fast as a small one.
+// which are bounded, and the index of MACs, a million in a second; everything else
+// is read when it is asked for.
 func NewKeeper(ctx context.Context, store Store, cfg KeeperConfig) (*Keeper, error) {
 	if cfg.MaxStrangers == 0 {
 		cfg.MaxStrangers = 1024
@@ -67,7 +68,7 @@ func NewKeeper(ctx context.Context, store Store, cfg KeeperConfig) (*Keeper, err
 		return nil, err
 	}
 	k.leases.load(held, k.SubnetOf)
-	return k, nil
+	return k, k.macs.load(ctx, store)
 }
 
 // maxTries bounds the retries of a compare-and-swap. Contention is on one
@@ -120,6 +121,7 @@ func (k *Keeper) try(ctx context.Context, c Commit) (uint64, error) {
 		k.rereadLeases(ctx, c)
 	case errors.Is(err, ErrAmbiguous):
 		k.views.committed(c.Writes, 0)
+		k.macs.reread(k.store, c.Writes)
 		if rev, ok := k.happened(ctx, c); ok {
 			k.committed(c, rev)
 			return rev, nil
@@ -133,6 +135,7 @@ func (k *Keeper) try(ctx context.Context, c Commit) (uint64, error) {
 
 // committed tells everybody in this process what was written.
 func (k *Keeper) committed(c Commit, rev uint64) {
+	k.macs.reread(k.store, c.Writes)
 	k.views.committed(c.Writes, rev)
 	k.strangers.saw(c.Writes)
 	k.notes.committed(c.Writes)
@@ -188,16 +191,15 @@ func (k *Keeper) View(ctx context.Context, mac MAC, arch Arch) (View, error) {
 // or of the machine of a name, when that is not empty. It is shared, and not to
 // be modified.
 func (k *Keeper) committedView(ctx context.Context, mac MAC, name string, arch Arch) (*View, error) {
-	v, epoch, ok := k.views.get(mac, name, arch)
-	if ok {
-		return v, nil
-	}
 	byMAC := name == ""
 	if byMAC {
-		var err error
-		if name, err = k.ownerOf(ctx, mac); err != nil || name == "" {
-			return nil, err
+		if name = k.macs.owner(mac); name == "" {
+			return nil, nil
 		}
+	}
+	v, epoch, ok := k.views.get(name, arch)
+	if ok {
+		return v, nil
 	}
 	rec, err := k.store.Get(ctx, Key{BucketMachines, name})
 	if byMAC && errors.Is(err, ErrNotFound) { // removed between the two reads
@@ -217,28 +219,13 @@ func (k *Keeper) committedView(ctx context.Context, mac MAC, name string, arch A
 }
 
 // Registered reports whether a NIC is one of a registered machine.
-func (k *Keeper) Registered(ctx context.Context, mac MAC) (bool, error) {
-	name, err := k.ownerOf(ctx, mac)
-	return name != "", err
-}
-
-func (k *Keeper) ownerOf(ctx context.Context, mac MAC) (string, error) {
-	rec, err := k.store.Get(ctx, Key{BucketMACs, string(mac)})
-	if errors.Is(err, ErrNotFound) || err == nil && len(rec.Value) == 0 {
-		return "", nil
-	}
-	return string(rec.Value), err
-}
+func (k *Keeper) Registered(mac MAC) bool { return k.macs.owner(mac) != "" }
 
 // Machine returns the machine of a name, or of a MAC in any notation.
 func (k *Keeper) Machine(ctx context.Context, ref string) (View, error) {
 	name := ref
 	if mac, err := ParseMAC(ref); err == nil {
-		owner, err := k.ownerOf(ctx, mac)
-		if err != nil {
-			return View{}, err
-		}
-		if owner != "" {
+		if owner := k.macs.owner(mac); owner != "" {
 			name = owner
 		}
 	}

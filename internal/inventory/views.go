@@ -1,9 +1,6 @@
 package inventory
 
-import (
-	"slices"
-	"sync"
-)
+import "sync"
 
 // views keeps the views of machines that have booted lately, since each step of
 // a boot reads what the last one wrote. It may be kept because the Keeper is the
@@ -16,7 +13,6 @@ type views struct {
 	// hold an old cluster or image.
 	epoch uint64
 	view  map[string]*View // not modified
-	owner map[MAC]string   // machine name
 	// touched is the newest revision of a machine's record and of its facts, as
 	// far as known in this epoch. Commits and reads come back in any order; this
 	// keeps an older one from putting its view over a newer one's.
@@ -27,18 +23,12 @@ type views struct {
 // on at once. Reaching it starts anew.
 const maxViews = 1 << 14
 
-// get returns the view of a NIC's machine, or of a name, and the epoch, which a
-// view that is read instead must carry.
-func (c *views) get(mac MAC, name string, arch Arch) (v *View, epoch uint64, ok bool) {
+// get returns the view of a machine, and the epoch, which a view that is read
+// instead must carry.
+func (c *views) get(name string, arch Arch) (v *View, epoch uint64, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if name == "" {
-		name = c.owner[mac]
-	}
 	v, ok = c.view[name]
-	if ok && mac != "" {
-		ok = slices.Contains(v.Machine.MACs, mac)
-	}
 	return v, c.epoch, ok && (arch == "" || arch == v.Facts.Arch)
 }
 
@@ -59,9 +49,6 @@ func (c *views) put(v *View) {
 	// that wrote it has not come back yet.
 	c.touched[machine], c.touched[facts] = v.Machine.Rev, v.Facts.Rev
 	c.view[name] = v
-	for _, mac := range v.Machine.MACs {
-		c.owner[mac] = name
-	}
 }
 
 // committed drops what a commit changed. rev 0: it is not known whether the
@@ -81,8 +68,6 @@ func (c *views) committed(writes []Write, rev uint64) {
 				c.reset()
 			}
 			c.touched[w.Key] = max(c.touched[w.Key], rev)
-		case BucketMACs:
-			delete(c.owner, MAC(w.Key.ID))
 		case BucketClusters, BucketImages:
 			c.reset()
 		}
@@ -100,5 +85,5 @@ func (c *views) conflicted(writes []Write) {
 
 func (c *views) reset() {
 	c.epoch++
-	c.view, c.owner, c.touched = map[string]*View{}, map[MAC]string{}, map[Key]uint64{}
+	c.view, c.touched = map[string]*View{}, map[Key]uint64{}
 }
