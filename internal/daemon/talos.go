@@ -29,8 +29,9 @@ type configs struct {
 // change, as secrets, which are made with their cluster, or have it forgotten, as
 // subnets.
 type made struct {
-	mu sync.RWMutex
-	m  map[string]madeConfig // by machine name
+	mu    sync.RWMutex
+	m     map[string]madeConfig // by machine name
+	epoch uint64                // moves when all were forgotten
 }
 
 type madeConfig struct {
@@ -42,18 +43,22 @@ type madeConfig struct {
 // large part of a config being shared. Reaching it starts anew.
 const maxMade = 1 << 16
 
-func (m *made) get(v inventory.View) *talos.Config {
+// get returns the config, nil if it has to be made, and the epoch to put it in.
+func (m *made) get(v inventory.View) (c *talos.Config, epoch uint64) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if c, ok := m.m[v.Machine.Name]; ok && c.machine == v.Machine.Rev && c.cluster == v.Cluster.Rev {
-		return c.config
+		return c.config, m.epoch
 	}
-	return nil
+	return nil, m.epoch
 }
 
-func (m *made) put(v inventory.View, c *talos.Config) {
+func (m *made) put(v inventory.View, c *talos.Config, epoch uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if epoch != m.epoch {
+		return // it was made of what is gone
+	}
 	if m.m == nil || len(m.m) >= maxMade {
 		m.m = map[string]madeConfig{}
 	}
@@ -65,6 +70,7 @@ func (m *made) forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	clear(m.m)
+	m.epoch++
 }
 
 func newConfigs(keeper *inventory.Keeper, cfg *Config, events netip.AddrPort) *configs {
@@ -140,16 +146,17 @@ func (c *configs) config(ctx context.Context, v inventory.View) (*talos.Config, 
 	if v.Machine == nil || v.Cluster == nil {
 		return nil, fmt.Errorf("%s: %w", inventory.PlanBoot(v).Reason, inventory.ErrRefused)
 	}
-	if cfg := c.made.get(v); cfg != nil {
+	cfg, epoch := c.made.get(v)
+	if cfg != nil {
 		return cfg, nil
 	}
 	s, err := c.keeper.Secrets(ctx, v.Cluster.Name)
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := c.renderer.Render(talos.Input{Machine: v.Machine, Cluster: v.Cluster, Secrets: s, Subnet: c.keeper.SubnetOf(v.Machine.Address)})
+	cfg, err = c.renderer.Render(talos.Input{Machine: v.Machine, Cluster: v.Cluster, Secrets: s, Subnet: c.keeper.SubnetOf(v.Machine.Address)})
 	if err == nil {
-		c.made.put(v, cfg)
+		c.made.put(v, cfg, epoch)
 	}
 	return cfg, err
 }
