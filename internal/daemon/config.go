@@ -35,12 +35,8 @@ type rawConfig struct {
 	} `yaml:"api"`
 	Loaders              map[string]string `yaml:"loaders"`
 	Boot                 map[string]string `yaml:"boot"`
-	RouterAdvertisements struct {
-		Enabled  bool          `yaml:"enabled"`
-		SLAAC    bool          `yaml:"slaac"`
-		Lifetime time.Duration `yaml:"routerLifetime"`
-	} `yaml:"routerAdvertisements"`
-	Talos struct {
+	RouterAdvertisements rawAdvertisement  `yaml:"routerAdvertisements"`
+	Talos                struct {
 		Proxy     string `yaml:"proxy"`
 		KernelLog string `yaml:"kernelLog"`
 	} `yaml:"talos"`
@@ -51,21 +47,40 @@ type rawConfig struct {
 	Subnets []rawSubnet `yaml:"subnets"`
 }
 
+// rawAdvertisement is a set of settings of which a subnet can have its own.
+type rawAdvertisement struct {
+	Enabled  *bool          `yaml:"enabled"`
+	SLAAC    *bool          `yaml:"slaac"`
+	Lifetime *time.Duration `yaml:"routerLifetime"`
+	MTU      *uint32        `yaml:"mtu"`
+}
+
 type rawSubnet struct {
-	Name      string                 `yaml:"name"`
-	Prefix    netip.Prefix           `yaml:"prefix"`
-	Interface string                 `yaml:"interface"`
-	Machines  string                 `yaml:"machines"`
-	Pool      string                 `yaml:"pool"`
-	Strangers bool                   `yaml:"strangers"`
-	Reserved  []string               `yaml:"reserved"`
-	Gateway   netip.Addr             `yaml:"gateway"`
-	DNS       []netip.Addr           `yaml:"dns"`
-	Domains   []string               `yaml:"domains"`
-	NTP       []netip.Addr           `yaml:"ntp"`
-	Options   []inventory.OptionSpec `yaml:"options"`
-	Preferred time.Duration          `yaml:"preferred"`
-	Valid     time.Duration          `yaml:"valid"`
+	Name                 string                 `yaml:"name"`
+	Prefix               netip.Prefix           `yaml:"prefix"`
+	Interface            string                 `yaml:"interface"`
+	Machines             string                 `yaml:"machines"`
+	Pool                 string                 `yaml:"pool"`
+	Strangers            bool                   `yaml:"strangers"`
+	Reserved             []string               `yaml:"reserved"`
+	Gateway              netip.Addr             `yaml:"gateway"`
+	DNS                  []netip.Addr           `yaml:"dns"`
+	Domains              []string               `yaml:"domains"`
+	NTP                  []netip.Addr           `yaml:"ntp"`
+	Options              []inventory.OptionSpec `yaml:"options"`
+	Preferred            time.Duration          `yaml:"preferred"`
+	Valid                time.Duration          `yaml:"valid"`
+	Renew                time.Duration          `yaml:"renew"`
+	Rebind               time.Duration          `yaml:"rebind"`
+	Preference           *uint8                 `yaml:"preference"`
+	RouterAdvertisements rawAdvertisement       `yaml:"routerAdvertisements"`
+}
+
+// Advertisement is what is advertised on an interface beside its subnet.
+type Advertisement struct {
+	SLAAC    bool          // machines may make up addresses
+	Lifetime time.Duration // as a default router; 0: it is none
+	MTU      uint32        // 0: not advertised
 }
 
 // Config is a checked configuration.
@@ -88,10 +103,8 @@ type Config struct {
 	// one that firmware is sent to.
 	Loaders map[string]string
 	Boot    map[inventory.Arch]string
-	// Advertise switches router advertisements on.
-	Advertise      bool
-	SLAAC          bool
-	RouterLifetime time.Duration
+	// Advertise are router advertisements by interface, where they are on.
+	Advertise map[string]Advertisement
 	// TalosProxy is the host:port of an HTTP CONNECT proxy to the machines'
 	// Talos API; empty: they are reached directly.
 	TalosProxy string
@@ -129,7 +142,6 @@ func ParseConfig(text []byte) (*Config, error) {
 		Socket:     "/run/provisiond/provisiond.sock",
 		Listen:     netip.AddrPortFrom(netip.IPv6Loopback(), 8440),
 		Loaders:    raw.Loaders,
-		Advertise:  raw.RouterAdvertisements.Enabled, SLAAC: raw.RouterAdvertisements.SLAAC, RouterLifetime: raw.RouterAdvertisements.Lifetime,
 		TalosProxy: raw.Talos.Proxy, KernelLog: raw.Talos.KernelLog,
 		LogLevel: orString(raw.Log.Level, "info"), LogJSON: raw.Log.Format != "console",
 	}
@@ -163,11 +175,12 @@ func ParseConfig(text []byte) (*Config, error) {
 		}
 		c.Subnets = append(c.Subnets, s)
 	}
-	return c, c.validate(raw.Log.Format)
+	c.Advertise = advertisements(&raw)
+	return c, c.validate(raw.Log.Format, raw.RouterAdvertisements.Enabled != nil && *raw.RouterAdvertisements.Enabled)
 }
 
 // validate checks what only the whole shows.
-func (c *Config) validate(format string) error {
+func (c *Config) validate(format string, wantsAdvertisements bool) error {
 	bad := func(field, fix, problem string, args ...any) error {
 		return &inventory.FieldError{Field: field, Problem: fmt.Sprintf(problem, args...), Fix: fix}
 	}
@@ -196,11 +209,13 @@ func (c *Config) validate(format string) error {
 		}
 	}
 	c.reserve()
-	if c.Advertise && len(c.Interfaces) == 0 {
+	if len(c.Interfaces) == 0 && wantsAdvertisements {
 		return bad("interfaces", "name the interfaces to advertise on", "router advertisements are on and there is no interface")
 	}
-	if c.RouterLifetime < 0 || c.RouterLifetime > 9000*time.Second { // RFC 4861 section 6.2.1
-		return bad("routerAdvertisements.routerLifetime", "0s (no router) to 9000s", "%v is out of range", c.RouterLifetime)
+	for _, name := range slices.Sorted(maps.Keys(c.Advertise)) {
+		if _, err := advertisement(c, name, nil); err != nil {
+			return err
+		}
 	}
 	if l := c.Listen; l.IsValid() && !l.Addr().IsLoopback() {
 		return bad("api.listen", "a loopback address such as [::1]:8440; reach it from elsewhere through SSH", "%s is open to the network and the API asks for no password yet", l)
@@ -320,11 +335,45 @@ func checkLoaderNames(files map[string]string) error {
 	return nil
 }
 
+// advertisements are those of each interface: what holds for all, and over it what
+// holds for its subnet.
+func advertisements(raw *rawConfig) map[string]Advertisement {
+	out := map[string]Advertisement{}
+	for _, name := range raw.Interfaces {
+		var a Advertisement
+		enabled := false
+		over := func(r rawAdvertisement) {
+			set(&enabled, r.Enabled)
+			set(&a.SLAAC, r.SLAAC)
+			set(&a.Lifetime, r.Lifetime)
+			set(&a.MTU, r.MTU)
+		}
+		over(raw.RouterAdvertisements)
+		for _, s := range raw.Subnets {
+			if s.Interface == name {
+				over(s.RouterAdvertisements)
+			}
+		}
+		if enabled {
+			out[name] = a
+		}
+	}
+	return out
+}
+
+func set[T any](to *T, v *T) {
+	if v != nil {
+		*to = *v
+	}
+}
+
 func (rs rawSubnet) subnet(at string) (inventory.Subnet, error) {
 	s := inventory.Subnet{
 		Name: rs.Name, Prefix: rs.Prefix, Interface: rs.Interface, Strangers: rs.Strangers,
 		Gateway: rs.Gateway, DNS: rs.DNS, Domains: rs.Domains, NTP: rs.NTP, Preferred: rs.Preferred, Valid: rs.Valid,
+		Renew: rs.Renew, Rebind: rs.Rebind, Preference: 255,
 	}
+	set(&s.Preference, rs.Preference)
 	if s.Preferred == 0 && s.Valid == 0 {
 		s.Preferred, s.Valid = 12*time.Hour, 24*time.Hour
 	}

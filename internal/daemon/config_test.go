@@ -3,11 +3,13 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/racktest"
@@ -22,7 +24,7 @@ func TestExampleConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if shown.Address != netip.MustParseAddr("2001:db8:1::2") || len(shown.Subnets) != 2 || !shown.Advertise {
+	if shown.Address != netip.MustParseAddr("2001:db8:1::2") || len(shown.Subnets) != 2 || len(shown.Advertise) != 1 {
 		t.Errorf("the example reads as %+v", shown)
 	}
 	// What is commented out must be the default, or the manual lies.
@@ -40,7 +42,7 @@ func TestExampleConfig(t *testing.T) {
 	a, b := *shown, *written
 	if a.Data != b.Data || a.HTTPPort != b.HTTPPort || a.EventsPort != b.EventsPort || a.DHCPv6Port != b.DHCPv6Port || a.TFTPPort != b.TFTPPort ||
 		a.Socket != b.Socket || a.Listen != b.Listen || a.LogLevel != b.LogLevel || a.LogJSON != b.LogJSON || len(a.Loaders) != len(b.Loaders) ||
-		a.Boot[inventory.AMD64] != b.Boot[inventory.AMD64] || a.SLAAC != b.SLAAC || a.RouterLifetime != b.RouterLifetime {
+		a.Boot[inventory.AMD64] != b.Boot[inventory.AMD64] || !maps.Equal(a.Advertise, b.Advertise) {
 		t.Errorf("the defaults shown are not the defaults:\n%+v\n%+v", a, b)
 	}
 }
@@ -69,7 +71,7 @@ func TestBadConfig(t *testing.T) {
 		"interface not ours":   {"address: 2001:db8::2\nsubnets: [{name: a, prefix: 2001:db8::/64, interface: eth9}]\n", "subnets[0].interface"},
 		"lifetimes":            {"address: 2001:db8::2\nsubnets: [{name: a, prefix: 2001:db8::/64, preferred: 2h, valid: 1h}]\n", "subnets[0].lease"},
 		"RA nowhere":           {good + "routerAdvertisements: {enabled: true}\n", "interfaces"},
-		"router lifetime":      {good + "routerAdvertisements: {routerLifetime: 3h}\n", "routerLifetime"},
+		"router lifetime":      {good + "interfaces: [a]\nrouterAdvertisements: {enabled: true, routerLifetime: 3h}\n", "routerLifetime"},
 		"open API":             {good + "api: {listen: \"[::]:8440\"}\n", "api.listen"},
 		"no API":               {good + "api: {listen: \"\", socket: \"\"}\n", "api"},
 		"port out of range":    {good + "ports: {http: 70000}\n", "70000"},
@@ -273,5 +275,49 @@ func TestOptionErrors(t *testing.T) {
 	twice := "address: 2001:db8::2\nsubnets:\n- {name: a, prefix: '2001:db8::/64', options: [{code: 41, text: a}, {code: 41, text: b}]}\n"
 	if _, err := ParseConfig([]byte(twice)); err == nil || !strings.Contains(err.Error(), "option 41 is set twice") {
 		t.Errorf("twice: %v", err)
+	}
+}
+
+// TestAdvertisementsBySubnet: a subnet has of its own what it sets, and the rest
+// from what holds for all.
+func TestAdvertisementsBySubnet(t *testing.T) {
+	const text = `address: 2001:db8::2
+interfaces: [a, b, c]
+routerAdvertisements: {enabled: true, slaac: true, mtu: 9000}
+subnets:
+- {name: a, prefix: 2001:db8::/64, interface: a, routerAdvertisements: {slaac: false, routerLifetime: 30m}}
+- {name: b, prefix: 2001:db8:1::/64, interface: b, routerAdvertisements: {enabled: false}}
+`
+	c, err := ParseConfig([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]Advertisement{"a": {Lifetime: 30 * time.Minute, MTU: 9000}, "c": {SLAAC: true, MTU: 9000}}
+	if !maps.Equal(c.Advertise, want) {
+		t.Errorf("advertised: %+v, want %+v", c.Advertise, want)
+	}
+	if c.Subnets[0].Preference != 255 {
+		t.Errorf("preference %d by default", c.Subnets[0].Preference)
+	}
+	for from, want := range map[string]string{
+		"routerLifetime: 30m": "router advertisements on a: routerLifetime", // less than the interval between two
+		"mtu: 9000":           "router advertisements on a: mtu",
+		"slaac: false":        "",
+	} {
+		to := map[string]string{"routerLifetime: 30m": "routerLifetime: 60s", "mtu: 9000": "mtu: 500", "slaac: false": "slaac: false"}[from]
+		_, err := ParseConfig([]byte(strings.Replace(text, from, to, 1)))
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", to, err, want)
+		}
+	}
+	for bad, want := range map[string]string{
+		"renew: 13h":            "subnets[0].renew",
+		"rebind: 1h, renew: 2h": "subnets[0].renew",
+		"preference: 256":       "preference",
+	} {
+		_, err := ParseConfig([]byte("address: 2001:db8::2\nsubnets:\n- {name: a, prefix: 2001:db8::/64, " + bad + "}\n"))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", bad, err, want)
+		}
 	}
 }

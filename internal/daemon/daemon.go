@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -168,10 +170,7 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, ur
 	sink := talos.NewEventSink(reports{keeper}, reports{keeper}, component(d.log, "events"))
 	d.run("events", func(ctx context.Context) error { return sink.Serve(ctx, s.events) })
 
-	if !cfg.Advertise {
-		return nil
-	}
-	for _, name := range cfg.Interfaces {
+	for _, name := range slices.Sorted(maps.Keys(cfg.Advertise)) {
 		conn, mac, err := ndp.Listen(name)
 		if err != nil {
 			return err
@@ -197,15 +196,19 @@ type router struct {
 
 // advertisement is what is advertised on an interface.
 func advertisement(cfg *Config, name string, mac net.HardwareAddr) (ndp.Config, error) {
-	ra := ndp.Config{Interface: name, LinkLayer: mac, Managed: true, OtherConfig: true, Lifetime: cfg.RouterLifetime}
+	set := cfg.Advertise[name]
+	ra := ndp.Config{Interface: name, LinkLayer: mac, Managed: true, OtherConfig: true, Lifetime: set.Lifetime, MTU: set.MTU}
 	for i := range cfg.Subnets {
 		if sub := &cfg.Subnets[i]; sub.Interface == name {
-			ra.Prefixes = append(ra.Prefixes, ndp.Prefix{Prefix: sub.Prefix, SLAAC: cfg.SLAAC})
+			ra.Prefixes = append(ra.Prefixes, ndp.Prefix{Prefix: sub.Prefix, SLAAC: set.SLAAC})
 			ra.DNS = append(ra.DNS, sub.DNS...)
 			ra.Domains = append(ra.Domains, sub.Domains...)
 		}
 	}
 	if err := ra.Validate(); err != nil {
+		if fe := new(inventory.FieldError); errors.As(err, &fe) && fe.Field == "lifetime" {
+			fe.Field = "routerLifetime" // as it is in the config file
+		}
 		return ra, fmt.Errorf("router advertisements on %s: %w", name, err)
 	}
 	return ra, nil

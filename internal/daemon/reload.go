@@ -12,7 +12,7 @@ import (
 )
 
 // reloadable are the fields of Config that a running daemon can change.
-var reloadable = []string{"Subnets", "SLAAC", "RouterLifetime"}
+var reloadable = []string{"Subnets", "Advertise"}
 
 // Reload puts the subnets of another config, and what is advertised of them, in
 // the place of those that are served. Everything else of it must be as it was. It
@@ -31,6 +31,10 @@ func (d *Daemon) Reload(ctx context.Context, cfg *Config) error {
 	}
 	if len(fixed) > 0 {
 		return &inventory.FieldError{Field: strings.Join(fixed, ", "), Problem: "changes only with a restart", Fix: "restart provisiond, or put it back"}
+	}
+	on := func(name string) bool { _, ok := cfg.Advertise[name]; return ok }
+	if len(cfg.Advertise) != len(d.routers) || slices.ContainsFunc(d.routers, func(r router) bool { return !on(r.name) }) {
+		return &inventory.FieldError{Field: "routerAdvertisements.enabled", Problem: "is switched only with a restart", Fix: "restart provisiond, or put it back"}
 	}
 	ras := make([]ndp.Config, len(d.routers))
 	for i, r := range d.routers {

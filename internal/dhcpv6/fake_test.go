@@ -196,11 +196,11 @@ func testSubnets() []inventory.Subnet {
 		Strangers: true,
 		DNS:       []netip.Addr{addr("2001:db8::53")}, Domains: []string{"rack.example"},
 		NTP:       []netip.Addr{addr("2001:db8::123")},
-		Preferred: 12 * time.Hour, Valid: 24 * time.Hour,
+		Preferred: 12 * time.Hour, Valid: 24 * time.Hour, Preference: 255,
 	}, {
 		Name: "rack-2", Prefix: netip.MustParsePrefix("2001:db8:2::/64"),
 		Pool:      inventory.Range{First: addr("2001:db8:2::f000"), Last: addr("2001:db8:2::f003")},
-		Preferred: 12 * time.Hour, Valid: 24 * time.Hour,
+		Preferred: 12 * time.Hour, Valid: 24 * time.Hour, Preference: 255,
 	}}
 }
 

@@ -180,9 +180,8 @@ func (s *Server) respond(ctx context.Context, x *exchange) (*dhcpv6.Message, err
 		}
 	}
 	r := s.reply(x.message, kind, x.client, x.url)
-	if len(x.addrs) > 0 && kind == dhcpv6.MessageTypeAdvertise {
-		// Firmware then asks at once, not after 4 to 5 s of waiting for others.
-		r.AddOption(dhcpv6.OptPreference(255))
+	if p := x.subnet.Preference; p > 0 && len(x.addrs) > 0 && kind == dhcpv6.MessageTypeAdvertise {
+		r.AddOption(dhcpv6.OptPreference(p))
 	}
 	if rapid {
 		r.AddOption(raw(dhcpv6.OptionRapidCommit, nil))

@@ -138,8 +138,11 @@ func leased(id uint32, lease inventory.Lease, stale []netip.Addr, n *inventory.S
 	}
 	preferred := min(n.Preferred, valid)
 	ia := &dhcpv6.OptIANA{IaId: iaid(id)}
-	if ia.T1, ia.T2 = preferred/2, preferred/5*4; preferred == infinity {
+	switch ia.T1, ia.T2 = n.Timers(); {
+	case preferred == infinity:
 		ia.T1, ia.T2 = infinity, infinity
+	case preferred < n.Preferred: // what is left of an earlier promise
+		ia.T1, ia.T2 = preferred/2, preferred/5*4
 	}
 	ia.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: addr.AsSlice(), PreferredLifetime: preferred, ValidLifetime: valid})
 	for _, a := range stale {
