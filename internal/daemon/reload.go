@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"reflect"
@@ -14,6 +15,14 @@ import (
 // reloadable are the fields of Config that a running daemon can change.
 var reloadable = []string{"Subnets", "Advertise"}
 
+// inFile is what a field of Config is called in the config file, where that is not
+// its own name.
+var inFile = map[string]string{
+	"DHCPv6Port": "ports.dhcpv6", "TFTPPort": "ports.tftp", "HTTPPort": "ports.http", "EventsPort": "ports.events",
+	"Socket": "api.socket", "Listen": "api.listen", "TalosProxy": "talos.proxy", "KernelLog": "talos.kernelLog",
+	"LogLevel": "log.level", "LogJSON": "log.format",
+}
+
 // Reload puts the subnets of another config, and what is advertised of them, in
 // the place of those that are served. Everything else of it must be as it was. It
 // changes all or nothing; an error names the field, or the machine, that does not
@@ -26,7 +35,7 @@ func (d *Daemon) Reload(ctx context.Context, cfg *Config) error {
 	for i := range before.NumField() {
 		name := before.Type().Field(i).Name
 		if !slices.Contains(reloadable, name) && !reflect.DeepEqual(before.Field(i).Interface(), after.Field(i).Interface()) {
-			fixed = append(fixed, strings.ToLower(name))
+			fixed = append(fixed, cmp.Or(inFile[name], strings.ToLower(name)))
 		}
 	}
 	if len(fixed) > 0 {

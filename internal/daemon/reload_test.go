@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -37,7 +38,8 @@ func TestReload(t *testing.T) {
 		cfg  *Config
 		want string // empty: no error
 	}{
-		"a port":            {edited("api: {", "log: {level: debug}\napi: {"), "loglevel: changes only with a restart"},
+		"a port":            {edited(fmt.Sprintf("http: %d", l.cfg.HTTPPort), "http: 1"), "ports.http: changes only with a restart"},
+		"the log":           {edited("api: {", "log: {level: debug}\napi: {"), "log.level: changes only with a restart"},
 		"machines outside":  {edited("2001:db8:1:", "2001:db8:7:"), "cp-1"},
 		"nothing":           {edited("subnets", "subnets"), ""},
 		"one subnet more":   {edited("subnets:\n", "subnets:\n  - {name: rack2, prefix: \"2001:db8:2::/64\"}\n"), ""},
