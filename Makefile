@@ -35,7 +35,7 @@ test: unit
 		echo; \
 		test -z "$$clients" || echo "*** LEFT OUT: tests in network namespaces, or with TFTP and DHCPv6 clients. Missing:" $$clients; \
 		test -z "$$e2e" || echo "*** LEFT OUT: the end-to-end test with real UEFI firmware. Missing:" $$e2e; \
-		echo "*** To run all of them, as root on Debian:"; \
+		echo "*** To run all of them, as root on Debian (in a container or a VM: some packages bring services that start):"; \
 		echo "***   xargs -a .ci/packages apt-get install -y && make test"; \
 		echo; \
 		if [ -n "$$CI" ]; then echo "make test: CI must run all of them" >&2; exit 1; fi; \
