@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -68,13 +69,13 @@ func printExplanation(w io.Writer, p *api.Packet, x *api.Explanation, next bool)
 		_, _ = fmt.Fprintln(w)
 	}
 	line := func(what, format string, args ...any) { row(w, what, fmt.Sprintf(format, args...)) }
-	line("packet", "%s of %d octets from %s", or(x.Request, "unreadable"), len(p.Hex)/2, or(p.Source, "somewhere"))
+	line("packet", "%s of %d octets from %s", cmp.Or(x.Request, "unreadable"), len(p.Hex)/2, cmp.Or(p.Source, "somewhere"))
 	for _, r := range x.Relays {
 		line("relay", "link %s, peer %s%s%s%s", r.Link, r.Peer, named(", option 79 ", r.LinkLayer), named(", interface ", r.InterfaceID), named(", remote ", r.RemoteID))
 	}
 	if x.Request != "" {
-		line("subnet", "%s%s", or(x.Subnet, "none"), named(", by ", x.SubnetBy))
-		line("client", "%s%s", or(x.Client, "unknown"), named(" on ", x.Arch))
+		line("subnet", "%s%s", cmp.Or(x.Subnet, "none"), named(", by ", x.SubnetBy))
+		line("client", "%s%s", cmp.Or(x.Client, "unknown"), named(" on ", x.Arch))
 	}
 	for i, e := range x.Evidence {
 		verdict := "believed"
@@ -87,7 +88,7 @@ func printExplanation(w io.Writer, p *api.Packet, x *api.Explanation, next bool)
 		line("evidence", "%s says %s: %s", e.Source, e.MAC, verdict)
 	}
 	if x.Request != "" {
-		line("machine", "%s", or(x.Machine, "none is registered"))
+		line("machine", "%s", cmp.Or(x.Machine, "none is registered"))
 	}
 	if x.Plan != "" {
 		line("plan", "%s: %s", x.Plan, x.Reason)
@@ -102,13 +103,6 @@ func printExplanation(w io.Writer, p *api.Packet, x *api.Explanation, next bool)
 	if x.Dropped != "" {
 		line("no answer", "%s", x.Dropped)
 	}
-}
-
-func or(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }
 
 func named(what, s string) string {

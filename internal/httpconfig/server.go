@@ -42,8 +42,8 @@ type Config struct {
 }
 
 // Inventory is what the server knows of machines and where it records what they
-// did. The facts of Record must be durable when it returns: the token that it
-// hands out is printed into a script at once.
+// did. What a script rests on must be durable when Record of ScriptServed returns:
+// the token that it hands out is printed into the script at once.
 type Inventory interface {
 	// View returns what is known of the machine behind a NIC. The view's Machine
 	// is nil for a stranger.

@@ -74,6 +74,18 @@ func (k *Keeper) choose(ctx context.Context, b *Binding, want Lease, now time.Ti
 // promise is Bind with a durable lease. A lease that was promised again a moment
 // ago is not written again: the client is told what is left of it.
 func (k *Keeper) promise(ctx context.Context, b *Binding, want Lease, now time.Time) (lease Lease, err error) {
+	for range maxTries {
+		if lease, err = k.promiseOnce(ctx, b, want, now); !errors.Is(err, errTaken) {
+			break
+		}
+	}
+	return lease, err
+}
+
+// errTaken is for an address that was free when it was chosen, and is not any more.
+var errTaken = errors.New("somebody else has the address by now")
+
+func (k *Keeper) promiseOnce(ctx context.Context, b *Binding, want Lease, now time.Time) (lease Lease, err error) {
 	lease, old, err := k.choose(ctx, b, want, now)
 	if err != nil {
 		return Lease{}, err
@@ -86,6 +98,9 @@ func (k *Keeper) promise(ctx context.Context, b *Binding, want Lease, now time.T
 	err = k.update(ctx, func() (Commit, error) {
 		rev := uint64(0)
 		if l := k.leases.of(lease.Address); l != nil {
+			if l.live(now) && (l.client() != want.client() || l.Declined || l.Left) {
+				return Commit{}, errTaken
+			}
 			rev = l.Rev
 		}
 		var c Commit

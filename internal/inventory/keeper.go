@@ -118,7 +118,7 @@ func (k *Keeper) try(ctx context.Context, c Commit) (uint64, error) {
 		return rev, nil
 	case errors.Is(err, ErrConflict):
 		k.views.conflicted(c.Writes)
-		k.rereadLeases(ctx, c)
+		k.leases.reread(k.store, c.keys(), k.SubnetOf)
 	case errors.Is(err, ErrAmbiguous):
 		k.views.committed(c.Writes, 0)
 		k.macs.reread(k.store, c.Writes)
@@ -126,7 +126,7 @@ func (k *Keeper) try(ctx context.Context, c Commit) (uint64, error) {
 			k.committed(c, rev)
 			return rev, nil
 		}
-		k.rereadLeases(ctx, c)
+		k.leases.reread(k.store, c.keys(), k.SubnetOf)
 	default:
 		return 0, err
 	}
@@ -139,25 +139,8 @@ func (k *Keeper) committed(c Commit, rev uint64) {
 	k.views.committed(c.Writes, rev)
 	k.strangers.saw(c.Writes)
 	k.notes.committed(c.Writes)
-	k.leases.committed(c.Writes, rev, k.SubnetOf)
+	k.leases.reread(k.store, c.keys(), k.SubnetOf)
 	k.watchers.wake(c.about)
-}
-
-// rereadLeases takes over what is stored of the leases of a commit that did not
-// come about as it should. What cannot be read fails again when it is committed.
-func (k *Keeper) rereadLeases(ctx context.Context, c Commit) {
-	for _, check := range c.Checks {
-		if check.Key.Bucket != BucketLeases {
-			continue
-		}
-		rec, err := k.store.Get(ctx, check.Key)
-		switch {
-		case err == nil:
-			k.leases.committed([]Write{{check.Key, rec.Value}}, rec.Rev, k.SubnetOf)
-		case errors.Is(err, ErrNotFound):
-			k.leases.committed([]Write{{Key: check.Key}}, 0, k.SubnetOf)
-		}
-	}
 }
 
 // happened looks whether a commit with an unknown outcome took effect: all that
@@ -556,6 +539,20 @@ func forget(ctx context.Context, store Store, c *Commit, duid string, m *Machine
 		c.Writes = append(c.Writes, Write{Key: key})
 	}
 	return nil
+}
+
+// keys are those of the records that a commit is about.
+func (c *Commit) keys() []Key {
+	var out []Key
+	for _, check := range c.Checks {
+		out = append(out, check.Key)
+	}
+	for _, w := range c.Writes {
+		if !slices.Contains(out, w.Key) {
+			out = append(out, w.Key)
+		}
+	}
+	return out
 }
 
 func (c *Commit) put(key Key, value any, rev uint64) error {

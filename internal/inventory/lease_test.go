@@ -1,6 +1,7 @@
 package inventory_test
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"strings"
@@ -167,4 +168,50 @@ func TestLeasedAddressIsNotRegistered(t *testing.T) {
 	if !errors.As(err, &fe) || fe.Field != "address" || !strings.Contains(err.Error(), "leased to") {
 		t.Errorf("registering a leased address: %v", err)
 	}
+}
+
+// lateDelete is a store whose deletions come back late: meanwhile runs after a
+// deletion has happened, before anybody is told.
+type lateDelete struct {
+	inventory.Store
+	meanwhile func()
+}
+
+func (s *lateDelete) Commit(ctx context.Context, c inventory.Commit) (uint64, uint64, error) {
+	rev, id, err := s.Store.Commit(ctx, c)
+	if f := s.meanwhile; f != nil && len(c.Writes) == 1 && c.Writes[0].Value == nil {
+		s.meanwhile = nil
+		f()
+	}
+	return rev, id, err
+}
+
+// TestSweepForgetsNoNewLease: an ended lease is swept away while somebody else
+// gets its address, who keeps it.
+func TestSweepForgetsNoNewLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, faulty := newKeeper(t)
+		store := &lateDelete{Store: faulty}
+		small := subnets()
+		small[0].Pool.Last = small[0].Pool.First.Next()
+		k, err := inventory.NewKeeper(t.Context(), store, inventory.KeeperConfig{Subnets: small})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := mustBind(t, k, stranger(k, 1))
+		time.Sleep(time.Hour)
+		mustBind(t, k, stranger(k, 2)) // has the other one
+		time.Sleep(small[0].Valid - 50*time.Minute)
+		var next inventory.Lease
+		store.meanwhile = func() { next = mustBind(t, k, stranger(k, 3)) }
+		if err := k.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if next.Address != ended.Address {
+			t.Fatalf("the next one got %v", next)
+		}
+		if l, err := k.Bind(t.Context(), stranger(k, 4)); !errors.Is(err, inventory.ErrFull) {
+			t.Errorf("another one got %v, %v", l, err)
+		}
+	})
 }

@@ -1,7 +1,7 @@
 package inventory
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -25,7 +25,7 @@ const (
 
 // leases is every lease in memory, so that choosing an address costs no read, and
 // the addresses that are being promised at this moment. Only what was committed
-// gets in (see committed).
+// gets in (see reread).
 type leases struct {
 	mu        sync.Mutex
 	by        map[netip.Addr]*Lease              // entries are replaced, never changed
@@ -55,9 +55,6 @@ func (t *leases) set(a netip.Addr, l *Lease, subnetOf func(netip.Addr) *Subnet) 
 		}
 	}
 	if old := t.by[a]; old != nil {
-		if l != nil && l.Rev < old.Rev {
-			return // a commit that came back late
-		}
 		count(old, -1)
 		of := t.client[old.client()]
 		if delete(of, a); len(of) == 0 {
@@ -88,24 +85,23 @@ func (t *leases) recount(subnetOf func(netip.Addr) *Subnet) {
 	}
 }
 
-// committed takes over what was written.
-func (t *leases) committed(writes []Write, rev uint64, subnetOf func(netip.Addr) *Subnet) {
-	for _, w := range writes {
-		if w.Key.Bucket != BucketLeases {
+// reread takes over what is stored of leases that were, or may have been, written.
+// Commits come back in any order, so that what they wrote is not taken at its word.
+// What cannot be read fails again when it is committed.
+func (t *leases) reread(store Store, keys []Key, subnetOf func(netip.Addr) *Subnet) {
+	for _, key := range keys {
+		a, err := netip.ParseAddr(key.ID)
+		if key.Bucket != BucketLeases || err != nil {
 			continue
 		}
-		a, err := netip.ParseAddr(w.Key.ID)
-		if err != nil {
-			continue // not one of ours
-		}
-		var l *Lease
-		if w.Value != nil {
-			l = &Lease{}
-			_ = json.Unmarshal(w.Value, l) // what we encoded a moment ago
-			l.Rev = rev
-		}
 		t.mu.Lock()
-		t.set(a, l, subnetOf)
+		l, err := getJSON[Lease](context.Background(), store, key) // the commit is done, whoever waits for it
+		switch {
+		case err == nil:
+			t.set(a, &l, subnetOf)
+		case errors.Is(err, ErrNotFound):
+			t.set(a, nil, subnetOf)
+		}
 		t.mu.Unlock()
 	}
 }

@@ -165,7 +165,11 @@ func (k *Keeper) leave(c *Commit, m *Machine) error {
 		return nil
 	}
 	left := Lease{Address: m.Address, MAC: m.BootMAC(), Machine: m.Name, Expires: time.Now().UTC().Add(s.Valid), Left: true}
-	return c.put(Key{BucketLeases, m.Address.String()}, left, 0)
+	rev := uint64(0)
+	if l := k.leases.of(m.Address); l != nil {
+		rev = l.Rev
+	}
+	return c.put(Key{BucketLeases, m.Address.String()}, left, rev)
 }
 
 // inUse reports whether a client other than m may hold an address.

@@ -4,7 +4,7 @@ import "sync"
 
 // views keeps the views of machines that have booted lately, since each step of
 // a boot reads what the last one wrote. It may be kept because the Keeper is the
-// one writer: every commit passes through [Keeper.update], which says here what
+// one writer: every commit passes through [Keeper.try], which says here what
 // it touched before it returns. So a view from here is never older than a commit
 // that returned before it was asked for.
 type views struct {
