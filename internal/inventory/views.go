@@ -38,17 +38,22 @@ func (c *views) put(v *View) {
 	defer c.mu.Unlock()
 	name := v.Machine.Name
 	machine, facts := Key{BucketMachines, name}, Key{BucketFacts, name}
-	if v.epoch != c.epoch || v.Machine.Rev < c.touched[machine] || v.Facts.Rev < c.touched[facts] {
-		return
-	}
-	if c.view == nil || len(c.view) >= maxViews {
-		c.reset()
-		v.epoch = c.epoch // nothing was dropped for being old
+	if c.view == nil || len(c.view) >= maxViews || len(c.touched) >= 4*maxViews {
+		if c.reset(); v.epoch == c.epoch-1 {
+			v.epoch = c.epoch // nothing was dropped for being old
+		}
 	}
 	// Somebody has read this much: nobody may read less, even while the commit
 	// that wrote it has not come back yet.
-	c.touched[machine], c.touched[facts] = v.Machine.Rev, v.Facts.Rev
-	c.view[name] = v
+	newer := v.Machine.Rev > c.touched[machine] || v.Facts.Rev > c.touched[facts]
+	c.touched[machine] = max(c.touched[machine], v.Machine.Rev)
+	c.touched[facts] = max(c.touched[facts], v.Facts.Rev)
+	switch {
+	case v.epoch == c.epoch && v.Machine.Rev == c.touched[machine] && v.Facts.Rev == c.touched[facts]:
+		c.view[name] = v
+	case newer:
+		delete(c.view, name)
+	}
 }
 
 // committed drops what a commit changed. rev 0: it is not known whether the
