@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -237,6 +238,9 @@ func (s *Store) Commit(ctx context.Context, c inventory.Commit) (rev, logID uint
 // drain writes what is queued, batch after batch, until nothing is left.
 func (s *Store) drain() {
 	for {
+		// Who is about to commit comes along: otherwise, on few cores, each would be
+		// written alone, and wait for the one before.
+		runtime.Gosched()
 		s.mu.Lock()
 		batch := s.queue
 		s.queue = nil
