@@ -350,8 +350,8 @@ func (s *Server) listBoots(ctx context.Context, in *MachinePath) (*struct{ Body 
 	}
 	out := &struct{ Body api.List[api.Boot] }{}
 	out.Body.Items = make([]api.Boot, 0, len(v.Facts.Boots))
-	for i := range v.Facts.Boots {
-		out.Body.Items = append(out.Body.Items, bootOf(&v.Facts.Boots[i]))
+	for _, b := range v.Facts.Boots {
+		out.Body.Items = append(out.Body.Items, bootOf(b))
 	}
 	return out, nil
 }

@@ -110,17 +110,20 @@ func (l *lab) fillHerd(b *testing.B) (paths []string, size int) {
 	cl.Patches = []string{"machine: {files: [{path: /var/pad, permissions: 0o600, op: create, content: " + strings.Repeat("pad ", 3200) + "}]}"}
 	_, err = k.PutCluster(b.Context(), cl, cl.Rev)
 	check(err)
-	storetest.Fill(b, store, herdSize, func(i int) (inventory.Machine, inventory.Facts) {
+	err = storetest.Fill(b.Context(), store, herdSize, func(i int) (inventory.Machine, inventory.Facts) {
 		name, mac := fmt.Sprintf("m-%05d", i), inventory.MAC(fmt.Sprintf("52:54:00:01:%02x:%02x", i>>8, i&255))
 		token := fmt.Sprintf("AAAAAAAAAAAAAAAA%06d", i)
 		paths = append(paths, "/config/"+string(mac)+"/"+token)
 		return inventory.Machine{
 				Name: name, MACs: []inventory.MAC{mac}, Cluster: "lab", Role: inventory.Worker, Created: time.Now(),
 				Address: netip.MustParseAddr(fmt.Sprintf("2001:db8:1::1:%x", i)),
-			}, inventory.Facts{Machine: name, Arch: inventory.AMD64, Install: inventory.Order{Ordered: 1}, Boots: []inventory.Boot{{
+			}, inventory.Facts{Machine: name, Arch: inventory.AMD64, Install: inventory.Order{Ordered: 1}, Boots: []*inventory.Boot{{
 				Number: 1, Token: token, MAC: mac, Client: inventory.FirmwarePXE, Started: time.Now(), Script: time.Now(), Plan: inventory.Install, Order: 1,
 			}}}
 	})
+	if err != nil {
+		b.Fatal(err)
+	}
 	v, err := k.Machine(b.Context(), "m-00000")
 	check(err)
 	cfg, err := newConfigs(k, l.cfg, netip.AddrPort{}).config(b.Context(), v)

@@ -66,7 +66,7 @@ type rawSubnet struct {
 	Gateway              netip.Addr             `yaml:"gateway"`
 	DNS                  []netip.Addr           `yaml:"dns"`
 	Domains              []string               `yaml:"domains"`
-	NTP                  []netip.Addr           `yaml:"ntp"`
+	NTP                  []string               `yaml:"ntp"`
 	Options              []inventory.OptionSpec `yaml:"options"`
 	Preferred            time.Duration          `yaml:"preferred"`
 	Valid                time.Duration          `yaml:"valid"`
@@ -252,22 +252,21 @@ func (c *Config) validate(format string, wantsAdvertisements bool) error {
 // zone, which differs from machine to machine.
 func (c *Config) checkServers() error {
 	for i := range c.Subnets {
-		for _, list := range []struct {
-			name  string
-			addrs []netip.Addr
-		}{{"dns", c.Subnets[i].DNS}, {"ntp", c.Subnets[i].NTP}} {
-			for j, a := range list.addrs {
-				if !a.Is6() || a.Is4In6() || !a.IsGlobalUnicast() || a.Zone() != "" {
-					return &inventory.FieldError{
-						Field:   fmt.Sprintf("subnets[%d].%s[%d]", i, list.name, j),
-						Problem: fmt.Sprintf("%q is not an IPv6 address that machines can ask", a),
-						Fix:     "a global or unique-local address such as 2001:db8::53",
-					}
+		for j, a := range c.Subnets[i].DNS {
+			if !askable(a) {
+				return &inventory.FieldError{
+					Field:   fmt.Sprintf("subnets[%d].dns[%d]", i, j),
+					Problem: fmt.Sprintf("%q is not an IPv6 address that machines can ask", a),
+					Fix:     "a global or unique-local address such as 2001:db8::53",
 				}
 			}
 		}
 	}
 	return nil
+}
+
+func askable(a netip.Addr) bool {
+	return a.Is6() && !a.Is4In6() && a.IsGlobalUnicast() && a.Zone() == ""
 }
 
 // reserve keeps from machines what others have: this host, the routers and the
@@ -370,10 +369,25 @@ func set[T any](to *T, v *T) {
 func (rs rawSubnet) subnet(at string) (inventory.Subnet, error) {
 	s := inventory.Subnet{
 		Name: rs.Name, Prefix: rs.Prefix, Interface: rs.Interface, Strangers: rs.Strangers,
-		Gateway: rs.Gateway, DNS: rs.DNS, Domains: rs.Domains, NTP: rs.NTP, Preferred: rs.Preferred, Valid: rs.Valid,
+		Gateway: rs.Gateway, DNS: rs.DNS, Domains: rs.Domains, Preferred: rs.Preferred, Valid: rs.Valid,
 		Renew: rs.Renew, Rebind: rs.Rebind, Preference: 255,
 	}
 	set(&s.Preference, rs.Preference)
+	for i, server := range rs.NTP {
+		a, err := netip.ParseAddr(server)
+		switch {
+		case err == nil && (askable(a) || a.IsMulticast() && a.Zone() == ""):
+			s.NTP = append(s.NTP, a)
+		case err != nil && inventory.ValidDomain(server):
+			s.NTPNames = append(s.NTPNames, server)
+		default:
+			return s, &inventory.FieldError{
+				Field:   fmt.Sprintf("%s.ntp[%d]", at, i),
+				Problem: fmt.Sprintf("%q is not a time server that machines can ask", server),
+				Fix:     "an address such as 2001:db8::123, a multicast one such as ff05::101, or a name such as ntp.example.org",
+			}
+		}
+	}
 	if s.Preferred == 0 && s.Valid == 0 {
 		s.Preferred, s.Valid = 12*time.Hour, 24*time.Hour
 	}

@@ -16,8 +16,7 @@ import (
 // assign answers every IA. It fails with dropRefused when a Solicit gets no
 // address because this client is not to have one: silence leaves the link to
 // another server, and a refusal would cost firmware the same minute.
-func (s *Server) assign(ctx context.Context, x *exchange, commit bool) ([]dhcpv6.Option, error) {
-	var out []dhcpv6.Option
+func (s *Server) assign(ctx context.Context, x *exchange, commit bool) (out options, err error) {
 	var refused error
 	if x.client == inventory.FirmwareStack && slices.ContainsFunc(x.ias, x.holdsOwn) {
 		x.client = inventory.OperatingSystem // the firmware's stack is never given it
@@ -25,11 +24,11 @@ func (s *Server) assign(ctx context.Context, x *exchange, commit bool) ([]dhcpv6
 	own := x.ownIA()
 	for i, ia := range x.ias {
 		if x.kind == dhcpv6.MessageTypeRequest && !onLink(ia.addrs, x.subnet) {
-			out = append(out, denied(ia.id, iana.StatusNotOnLink, "these addresses belong to another link"))
+			out.addDenied(ia.id, iana.StatusNotOnLink, "these addresses belong to another link")
 			continue
 		}
 		if i >= maxIAs && i != own {
-			out = append(out, denied(ia.id, iana.StatusNoAddrsAvail, "no more addresses for this client"))
+			out.addDenied(ia.id, iana.StatusNoAddrsAvail, "no more addresses for this client")
 			continue
 		}
 		b := x.binding(i, i == own)
@@ -40,7 +39,7 @@ func (s *Server) assign(ctx context.Context, x *exchange, commit bool) ([]dhcpv6
 			if !lease.Address.Is6() {
 				return nil, fmt.Errorf("binding IA %08x of %s: got no address", ia.id, x.mac)
 			}
-			out = append(out, leased(ia.id, lease, x.stale(ia), x.subnet))
+			out.addLeased(ia.id, lease, x.stale(ia), x.subnet)
 			x.addrs = append(x.addrs, lease.Address)
 		case errors.Is(err, inventory.ErrFull), errors.Is(err, inventory.ErrRefused):
 			refused = err
@@ -52,7 +51,7 @@ func (s *Server) assign(ctx context.Context, x *exchange, commit bool) ([]dhcpv6
 			if x.extends() {
 				off = offLink(ia.addrs, x.subnet)
 			}
-			out = append(out, denied(ia.id, code, msg, off...))
+			out.addDenied(ia.id, code, msg, off...)
 		default:
 			return nil, fmt.Errorf("binding IA %08x of %s: %w", ia.id, x.mac, err)
 		}
@@ -67,7 +66,7 @@ func (s *Server) assign(ctx context.Context, x *exchange, commit bool) ([]dhcpv6
 		x.plan.Reason += "; no address: " + refused.Error()
 	}
 	for _, u := range x.unserved {
-		out = append(out, u.denied(x.kind))
+		out.addUnserved(u, x.kind)
 	}
 	return out, nil
 }
@@ -117,7 +116,7 @@ func (x *exchange) stale(ia association) []netip.Addr {
 }
 
 // confirm says whether all addresses still fit the link (section 18.3.3).
-func (s *Server) confirm(x *exchange) (*dhcpv6.Message, error) {
+func (s *Server) confirm(x *exchange) (*reply, error) {
 	n := 0
 	for _, ia := range x.ias {
 		n += len(ia.addrs)
@@ -128,22 +127,25 @@ func (s *Server) confirm(x *exchange) (*dhcpv6.Message, error) {
 	r := s.reply(x.message, dhcpv6.MessageTypeReply, "", "")
 	for _, ia := range x.ias {
 		if !onLink(ia.addrs, x.subnet) {
-			r.AddOption(status(iana.StatusNotOnLink, "an address belongs to another link"))
+			x.plan.Reason = "an address belongs to another link"
+			r.addStatus(iana.StatusNotOnLink, x.plan.Reason)
+			s.decided(x, r.kind)
 			return r, nil
 		}
 	}
-	r.AddOption(status(iana.StatusSuccess, ""))
+	r.addStatus(iana.StatusSuccess, "")
+	s.decided(x, r.kind)
 	return r, nil
 }
 
 // giveBack answers Release and Decline (sections 18.3.7 and 18.3.8).
-func (s *Server) giveBack(ctx context.Context, x *exchange) (*dhcpv6.Message, error) {
+func (s *Server) giveBack(ctx context.Context, x *exchange) (*reply, error) {
 	var err error
 	if x.view, err = s.inv.View(ctx, x.mac, x.arch); err != nil {
 		return nil, fmt.Errorf("looking up %s: %w", x.mac, err)
 	}
 	r := s.reply(x.message, dhcpv6.MessageTypeReply, "", "")
-	r.AddOption(status(iana.StatusSuccess, ""))
+	r.addStatus(iana.StatusSuccess, "")
 	for i, ia := range x.ias {
 		act := s.inv.Release
 		if x.kind == dhcpv6.MessageTypeDecline {
@@ -153,13 +155,13 @@ func (s *Server) giveBack(ctx context.Context, x *exchange) (*dhcpv6.Message, er
 		case err == nil:
 			x.addrs = append(x.addrs, ia.addrs...)
 		case errors.Is(err, inventory.ErrNotFound):
-			r.AddOption(denied(ia.id, iana.StatusNoBinding, "no such binding"))
+			r.addDenied(ia.id, iana.StatusNoBinding, "no such binding")
 		default:
 			return nil, fmt.Errorf("%s of IA %08x of %s: %w", x.kind, ia.id, x.mac, err)
 		}
 	}
 	for _, u := range x.unserved {
-		r.AddOption(u.denied(x.kind))
+		r.addUnserved(u, x.kind)
 	}
 	s.decided(x, dhcpv6.MessageTypeReply)
 	return r, nil

@@ -429,8 +429,8 @@ func talosClient() error {
 }
 
 func TestMain(m *testing.M) {
-	if job := os.Getenv(loadVariable); job != "" {
-		if err := loadMain(job); err != nil {
+	if job := os.Getenv(jobVariable); job != "" {
+		if err := jobMain(job); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -82,24 +82,25 @@ func (s *Server) Explain(ctx context.Context, c Capture) Explanation {
 	}
 	e.Evidence = x.said.Candidates(func(duid []byte) (inventory.MAC, bool) { return s.inv.Learnt(ctx, duid) })
 	if r != nil {
-		e.Answer = append(e.Answer, r.MessageType.String())
-		for _, o := range r.Options.Options {
-			e.Answer = append(e.Answer, describe(o))
+		e.Answer = append(e.Answer, r.kind.String())
+		for code, v := range r.all() {
+			e.Answer = append(e.Answer, describe(code, v))
 		}
 	}
 	return e
 }
 
-// describe is an option for people. The library writes octets as a list.
-func describe(o dhcpv6.Option) string {
-	if g, ok := o.(*dhcpv6.OptionGeneric); ok {
-		return strings.TrimSpace(fmt.Sprintf("%s: %x", g.OptionCode, g.OptionData))
+// describe is an option for people.
+func describe(code dhcpv6.OptionCode, v []byte) string {
+	o, err := dhcpv6.ParseOption(code, v)
+	if _, generic := o.(*dhcpv6.OptionGeneric); generic || err != nil || code == dhcpv6.OptionClientID || code == dhcpv6.OptionServerID {
+		return strings.TrimSpace(fmt.Sprintf("%s: %x", code, v)) // the library writes octets as a list
 	}
 	return o.String()
 }
 
 func (x *exchange) explain(e *Explanation) {
-	e.Request, e.Client, e.Arch, e.SubnetBy, e.Plan = x.kind.String(), x.client, x.arch, x.by, x.plan
+	e.Request, e.Client, e.Arch, e.SubnetBy, e.Plan = x.kind.String(), x.client, x.arch, x.subnetBy(), x.plan
 	for _, r := range x.relays {
 		e.Relays = append(e.Relays, Hop{r.link, r.peer, r.linkLayer, printable(r.interfaceID), printable(r.remoteID)})
 	}
@@ -109,6 +110,17 @@ func (x *exchange) explain(e *Explanation) {
 	if x.view.Machine != nil {
 		e.Machine = x.view.Machine.Name
 	}
+}
+
+// subnetBy is what chose the subnet; empty: there is none.
+func (x *exchange) subnetBy() string {
+	switch link := x.link(); {
+	case x.subnet == nil:
+		return ""
+	case link.IsValid():
+		return "the relay's link-address " + link.String()
+	}
+	return "interface " + x.in.ifname
 }
 
 func printable(b []byte) string {

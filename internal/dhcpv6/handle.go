@@ -21,7 +21,6 @@ type exchange struct {
 	// unicast: a client sent it straight to an address of ours.
 	unicast bool
 	subnet  *inventory.Subnet
-	by      string // what chose the subnet, for people
 	client  inventory.Client
 	arch    inventory.Arch
 	mac     inventory.MAC
@@ -37,7 +36,7 @@ type exchange struct {
 // inventory, and the log line of the decision. x is what was found out, also when
 // there is no answer; nil for a packet that cannot be read. The error is a
 // dropError, or says what failed; the client will ask again.
-func (s *Server) examine(ctx context.Context, in packet) (x *exchange, r *dhcpv6.Message, err error) {
+func (s *Server) examine(ctx context.Context, in packet) (x *exchange, r *reply, err error) {
 	if x, err = s.receive(ctx, in); err == nil {
 		r, err = s.respond(ctx, x)
 	}
@@ -73,12 +72,12 @@ func (s *Server) receive(ctx context.Context, in packet) (x *exchange, err error
 // useMulticast answers a client that sent straight to the server's address,
 // which only the Server Unicast option would allow; it is never sent (RFC 8415
 // section 18.4; RFC 9915 did away with it).
-func (s *Server) useMulticast(x *exchange) (*dhcpv6.Message, error) {
+func (s *Server) useMulticast(x *exchange) (*reply, error) {
 	if x.mustBeMulticast() {
 		return nil, dropf(dropUnicast, "%s to %s instead of ff02::1:2", x.kind, x.in.dst)
 	}
 	r := s.reply(x.message, dhcpv6.MessageTypeReply, "", "")
-	r.AddOption(status(iana.StatusUseMulticast, "send to ff02::1:2"))
+	r.addStatus(iana.StatusUseMulticast, "send to ff02::1:2")
 	return r, nil
 }
 
@@ -118,19 +117,26 @@ func (x *exchange) who() string {
 	return fmt.Sprintf("DUID %x (neither %s nor the neighbour table names its NIC)", x.clientID, x.in.src.Addr())
 }
 
-// findSubnet chooses by the link-address closest to the client (RFC 8415
-// section 13.1), passing over relays that leave it unspecified (layer-2 relays,
-// RFC 6221), and by the receiving interface where there is none.
+// link is the link-address closest to the client (RFC 8415 section 13.1), passing
+// over relays that leave it unspecified (layer-2 relays, RFC 6221). It is invalid if
+// there is none.
+func (x *exchange) link() netip.Addr {
+	for i := len(x.relays) - 1; i >= 0; i-- {
+		if link := x.relays[i].link; !link.IsUnspecified() {
+			return link
+		}
+	}
+	return netip.Addr{}
+}
+
+// findSubnet chooses by the link-address, and by the receiving interface where there
+// is none.
 func (s *Server) findSubnet(x *exchange) error {
 	subnets := s.inv.Subnets() // once: a packet sees one network
-	for i := len(x.relays) - 1; i >= 0; i-- {
-		link := x.relays[i].link
-		if link.IsUnspecified() {
-			continue
-		}
+	if link := x.link(); link.IsValid() {
 		for j := range subnets {
 			if subnets[j].Prefix.Contains(link) {
-				x.subnet, x.by = &subnets[j], "the relay's link-address "+link.String()
+				x.subnet = &subnets[j]
 				return nil
 			}
 		}
@@ -138,7 +144,7 @@ func (s *Server) findSubnet(x *exchange) error {
 	}
 	for j := range subnets {
 		if name := subnets[j].Interface; name != "" && name == x.in.ifname {
-			x.subnet, x.by = &subnets[j], "interface "+name
+			x.subnet = &subnets[j]
 			return nil
 		}
 	}
@@ -146,7 +152,7 @@ func (s *Server) findSubnet(x *exchange) error {
 }
 
 // respond makes the answer.
-func (s *Server) respond(ctx context.Context, x *exchange) (*dhcpv6.Message, error) {
+func (s *Server) respond(ctx context.Context, x *exchange) (*reply, error) {
 	if x.unicast {
 		return s.useMulticast(x)
 	}
@@ -181,17 +187,15 @@ func (s *Server) respond(ctx context.Context, x *exchange) (*dhcpv6.Message, err
 	}
 	r := s.reply(x.message, kind, x.client, x.url)
 	if p := x.subnet.Preference; p > 0 && len(x.addrs) > 0 && kind == dhcpv6.MessageTypeAdvertise {
-		r.AddOption(dhcpv6.OptPreference(p))
+		r.add(dhcpv6.OptionPreference, []byte{p})
 	}
 	if rapid {
-		r.AddOption(raw(dhcpv6.OptionRapidCommit, nil))
+		r.add(dhcpv6.OptionRapidCommit)
 	}
-	addParameters(r, x.message, x.client, x.subnet)
-	addFQDN(r, x)
-	addSupplied(r, x.relays)
-	for _, o := range ias {
-		r.AddOption(o)
-	}
+	r.addParameters(x.message, x.client, x.subnet)
+	r.addFQDN(x)
+	r.addSupplied(x.relays)
+	r.options = append(r.options, ias...)
 	s.decided(x, kind)
 	return r, nil
 }
@@ -268,7 +272,7 @@ const (
 // 547, or on the port it sent from when it said so (option 135, RFC 8357). On
 // the loopback interface it is always the port that was sent from: no other
 // host can be there, and a test's relay cannot have port 547.
-func (x *exchange) answer(r *dhcpv6.Message) answer {
+func (x *exchange) answer(r *reply) answer {
 	out := answer{data: wrap(x.relays, r)}
 	peer, port := x.in.src.Addr(), uint16(clientPort)
 	if len(x.relays) > 0 {
@@ -308,7 +312,11 @@ func (s *Server) decided(x *exchange, kind dhcpv6.MessageType) {
 	case dhcpv6.MessageTypeDecline:
 		level = zerolog.WarnLevel
 	}
-	e := s.decisions.WithLevel(level).Str("mac", string(x.mac)).Str("source", string(x.source))
+	e := s.decisions.WithLevel(level)
+	if !e.Enabled() {
+		return
+	}
+	e = e.Str("mac", string(x.mac)).Str("source", string(x.source))
 	if m := x.view.Machine; m != nil {
 		e = e.Str("machine", m.Name)
 		if m.Address.IsValid() && !x.subnet.Prefix.Contains(m.Address) {

@@ -64,9 +64,9 @@ type relay struct {
 	interfaceID []byte // option 18 as sent; nil: none
 	remoteID    []byte // option 37 as sent (RFC 4649); nil: none
 	linkLayer   inventory.MAC
-	echo        dhcpv6.Options // what its Echo Request option (43) names, as sent (RFC 4994)
-	supplied    dhcpv6.Options // of its option 66: what it asks to have passed on (RFC 6422)
-	port        []byte         // option 135 as sent (RFC 8357); nil: none
+	echo        options // what its Echo Request option (43) names, as sent (RFC 4994)
+	supplied    options // of its option 66: what it asks to have passed on (RFC 6422)
+	port        []byte  // option 135 as sent (RFC 8357); nil: none
 }
 
 // where is the port that the relay heard the client on, in its own words.
@@ -97,24 +97,24 @@ func unwrap(b []byte) ([]relay, []byte, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		r.interfaceID, _ = find(opts, dhcpv6.OptionInterfaceID)
-		r.remoteID, _ = find(opts, dhcpv6.OptionRemoteID)
-		r.port, _ = find(opts, dhcpv6.OptionRelayPort)
-		if codes, ok := find(opts, dhcpv6.OptionEchoRequest); ok {
+		r.interfaceID, _ = opts.find(dhcpv6.OptionInterfaceID)
+		r.remoteID, _ = opts.find(dhcpv6.OptionRemoteID)
+		r.port, _ = opts.find(dhcpv6.OptionRelayPort)
+		if codes, ok := opts.find(dhcpv6.OptionEchoRequest); ok {
 			r.echo = echoed(opts, codes)
 		}
-		if v, ok := find(opts, dhcpv6.OptionRSOO); ok {
+		if v, ok := opts.find(dhcpv6.OptionRSOO); ok {
 			if r.supplied, err = parseOptions(v); err != nil {
 				return nil, nil, err
 			}
 		}
 		// Hardware type 1 is Ethernet (RFC 6939 section 4).
-		if v, ok := find(opts, dhcpv6.OptionClientLinkLayerAddr); ok && len(v) == 8 && v[0] == 0 && v[1] == 1 {
+		if v, ok := opts.find(dhcpv6.OptionClientLinkLayerAddr); ok && len(v) == 8 && v[0] == 0 && v[1] == 1 {
 			if mac, err := inventory.MACFromBytes(v[2:]); err == nil {
 				r.linkLayer = mac
 			}
 		}
-		inner, ok := find(opts, dhcpv6.OptionRelayMsg)
+		inner, ok := opts.find(dhcpv6.OptionRelayMsg)
 		if !ok {
 			return nil, nil, dropf(dropMalformed, "relay message without a message")
 		}
@@ -125,14 +125,14 @@ func unwrap(b []byte) ([]relay, []byte, error) {
 
 // echoed are the options that a relay wants to have back. Those that a Relay-reply
 // has anyway are left out.
-func echoed(opts dhcpv6.Options, codes []byte) dhcpv6.Options {
-	var out dhcpv6.Options
+func echoed(opts options, codes []byte) (out options) {
 	for ; len(codes) >= 2; codes = codes[2:] {
 		switch code := dhcpv6.OptionCode(binary.BigEndian.Uint16(codes)); code {
 		case dhcpv6.OptionRelayMsg, dhcpv6.OptionInterfaceID, dhcpv6.OptionRelayPort, dhcpv6.OptionEchoRequest:
 		default:
-			if v, ok := find(opts, code); ok && out.GetOne(code) == nil {
-				out.Add(raw(code, v))
+			_, again := out.find(code)
+			if v, ok := opts.find(code); ok && !again {
+				out.add(code, v)
 			}
 		}
 	}
@@ -153,27 +153,29 @@ func parseMessage(b []byte) (*message, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.clientID, _ = find(opts, dhcpv6.OptionClientID)
-	m.serverID, _ = find(opts, dhcpv6.OptionServerID)
-	_, m.rapidCommit = find(opts, dhcpv6.OptionRapidCommit)
-	if v, ok := find(opts, dhcpv6.OptionFQDN); ok && len(v) > 0 && len(v) <= 256 {
-		m.fqdn = v
-	}
-	if v, ok := find(opts, dhcpv6.OptionUserClass); ok {
-		m.userClass = items(v)
-	}
-	if v, ok := find(opts, dhcpv6.OptionClientArchType); ok {
-		for ; len(v) >= 2; v = v[2:] {
-			m.archs = append(m.archs, binary.BigEndian.Uint16(v))
-		}
-	}
-	for _, o := range opts {
-		v := o.ToBytes()
-		switch o.Code() {
-		case dhcpv6.OptionORO: // some clients send several
-			for ; len(v) >= 2; v = v[2:] {
-				m.wants = append(m.wants, dhcpv6.OptionCode(binary.BigEndian.Uint16(v)))
+	for code, v := range opts.all() {
+		switch code {
+		// Of what may stand once, the first counts.
+		case dhcpv6.OptionClientID:
+			m.clientID = first(m.clientID, v)
+		case dhcpv6.OptionServerID:
+			m.serverID = first(m.serverID, v)
+		case dhcpv6.OptionRapidCommit:
+			m.rapidCommit = true
+		case dhcpv6.OptionFQDN:
+			if len(v) > 0 && len(v) <= 256 {
+				m.fqdn = first(m.fqdn, v)
 			}
+		case dhcpv6.OptionUserClass:
+			if m.userClass == nil {
+				m.userClass = items(v)
+			}
+		case dhcpv6.OptionClientArchType:
+			if m.archs == nil {
+				m.archs = uint16s[uint16](nil, v)
+			}
+		case dhcpv6.OptionORO: // some clients send several
+			m.wants = uint16s(m.wants, v)
 		case dhcpv6.OptionVendorClass: // one for each enterprise number
 			if len(v) > 4 {
 				m.vendorClass = append(m.vendorClass, items(v[4:])...)
@@ -189,12 +191,29 @@ func parseMessage(b []byte) (*message, error) {
 			}
 		case dhcpv6.OptionIATA, dhcpv6.OptionIAPD:
 			if len(v) < 4 {
-				return nil, dropf(dropMalformed, "option %d of %d octets", o.Code(), len(v))
+				return nil, dropf(dropMalformed, "option %d of %d octets", code, len(v))
 			}
-			m.unserved = append(m.unserved, unserved{o.Code(), binary.BigEndian.Uint32(v)})
+			m.unserved = append(m.unserved, unserved{code, binary.BigEndian.Uint32(v)})
 		}
 	}
 	return m, nil
+}
+
+// first returns what was found before, else v.
+func first(before, v []byte) []byte {
+	if before != nil {
+		return before
+	}
+	return v
+}
+
+// uint16s appends the numbers that an option lists.
+func uint16s[T ~uint16](to []T, v []byte) []T {
+	to = slices.Grow(to, len(v)/2)
+	for ; len(v) >= 2; v = v[2:] {
+		to = append(to, T(binary.BigEndian.Uint16(v)))
+	}
+	return to
 }
 
 // items are the parts of a user or vendor class (RFC 8415 sections 21.15, 21.16).
@@ -230,11 +249,10 @@ func parseAssociation(v []byte) (association, error) {
 	if err != nil {
 		return a, err
 	}
-	for _, o := range opts {
-		if o.Code() != dhcpv6.OptionIAAddr {
+	for code, v := range opts.all() {
+		if code != dhcpv6.OptionIAAddr {
 			continue
 		}
-		v := o.ToBytes()
 		if len(v) < 24 {
 			return a, dropf(dropMalformed, "IA address of %d octets", len(v))
 		}
@@ -288,29 +306,3 @@ func (m *message) mustBeMulticast() bool {
 
 // asked reports whether the client asked for an option.
 func (m *message) asked(code dhcpv6.OptionCode) bool { return slices.Contains(m.wants, code) }
-
-// parseOptions splits options without looking into them. The library's own
-// option parsers are not used on input: they recurse into relay messages as
-// deep as a packet nests them, and refuse the whole message for one odd option.
-func parseOptions(b []byte) (dhcpv6.Options, error) {
-	var opts dhcpv6.Options
-	err := opts.FromBytesWithParser(b, func(code dhcpv6.OptionCode, data []byte) (dhcpv6.Option, error) {
-		return &dhcpv6.OptionGeneric{OptionCode: code, OptionData: data}, nil
-	})
-	if err != nil {
-		return nil, dropf(dropMalformed, "options: %v", err)
-	}
-	return opts, nil
-}
-
-// find returns the value of the first option of a code, never nil when found.
-func find(opts dhcpv6.Options, code dhcpv6.OptionCode) ([]byte, bool) {
-	o := opts.GetOne(code)
-	if o == nil {
-		return nil, false
-	}
-	if v := o.ToBytes(); v != nil {
-		return v, true
-	}
-	return []byte{}, true
-}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -83,7 +84,8 @@ type client struct {
 	duid    []byte
 	ia      []byte // of the Solicit
 	options [][]byte
-	info    bool // sends an Information-request instead of a Solicit
+	later   [][]byte // not in the first
+	info    bool     // sends an Information-request instead of a Solicit
 	rapid   bool
 }
 
@@ -141,7 +143,13 @@ var (
 		name: "talos-legacy", duid: unhex("0001 0001 2f6b1c2d 525400123456"), ia: iaNA(0x00123456, 0),
 		options: [][]byte{opt(6, u16s(23, 24)), opt(14)}, rapid: true,
 	}
-	allClients = []client{ovmfPXE, ovmfHTTP, ovmfStack, ipxeSARR, ipxeInfo, armPXE, armHTTP, talos, talosLegacy}
+	// grub is net_bootp6 (grub-core/net/bootp.c): one NIC, the first, and an Option
+	// Request in the Request only.
+	grub = client{
+		name: "grub", duid: unhex("0003 0001 525400123456"), ia: iaNA(0, 0),
+		later: [][]byte{opt(6, u16s(59, 23))},
+	}
+	allClients = []client{ovmfPXE, ovmfHTTP, ovmfStack, ipxeSARR, ipxeInfo, armPXE, armHTTP, grub, talos, talosLegacy}
 )
 
 // first is the client's first message.
@@ -163,7 +171,7 @@ func (c client) with(kind byte, ias ...[]byte) []byte {
 	if kind != confirm && kind != rebind {
 		opts = append(opts, opt(2, serverDUID))
 	}
-	return msg(kind, append(opts, c.options...)...)
+	return msg(kind, slices.Concat(opts, c.options, c.later)...)
 }
 
 func (c client) iaid() uint32 { return binary.BigEndian.Uint32(c.ia[4:]) }

@@ -381,7 +381,9 @@ func TestLifetimes(t *testing.T) {
 	} {
 		n := testSubnets()[0]
 		n.Preferred, n.Valid = seconds(tc.preferred), seconds(tc.valid)
-		v := leased(1, inventory.Lease{Address: stableAddr, Expires: time.Now().Add(n.Valid + time.Second)}, nil, &n).ToBytes()
+		var v options
+		v.addLeased(1, inventory.Lease{Address: stableAddr, Expires: time.Now().Add(n.Valid + time.Second)}, nil, &n)
+		v = v[optionHeader:]
 		got := [4]uint32{binary.BigEndian.Uint32(v[4:]), binary.BigEndian.Uint32(v[8:]), binary.BigEndian.Uint32(v[32:]), binary.BigEndian.Uint32(v[36:])}
 		if got != [4]uint32{tc.t1, tc.t2, tc.wantP, tc.wantVal} {
 			t.Errorf("%d/%d: got %v", tc.preferred, tc.valid, got)

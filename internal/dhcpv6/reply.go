@@ -2,7 +2,6 @@ package dhcpv6
 
 import (
 	"encoding/binary"
-	"net"
 	"net/netip"
 	"time"
 
@@ -28,74 +27,100 @@ const (
 	pxeEnterprise = 343
 )
 
-// raw is an option by its octets.
-func raw(code dhcpv6.OptionCode, v []byte) dhcpv6.Option {
-	return &dhcpv6.OptionGeneric{OptionCode: code, OptionData: v}
+// reply is a message to a client.
+type reply struct {
+	kind dhcpv6.MessageType
+	xid  dhcpv6.TransactionID
+	options
 }
 
-func status(code iana.StatusCode, msg string) dhcpv6.Option {
-	return &dhcpv6.OptStatusCode{StatusCode: code, StatusMessage: msg}
-}
+// replySize is the room that a reply is given at first, in octets; few need more.
+const replySize = 320
 
 // reply starts an answer of a type: client, boot URL, server. The URL stands
 // before the server id because EDK2's HTTP boot ends it with strlen, so that it
 // must never be the last option.
-func (s *Server) reply(m *message, kind dhcpv6.MessageType, client inventory.Client, url string) *dhcpv6.Message {
-	r := &dhcpv6.Message{MessageType: kind, TransactionID: m.xid}
+func (s *Server) reply(m *message, kind dhcpv6.MessageType, client inventory.Client, url string) *reply {
+	r := &reply{kind: kind, xid: m.xid, options: make(options, 0, replySize)}
 	if m.clientID != nil {
-		r.AddOption(raw(dhcpv6.OptionClientID, m.clientID))
+		r.add(dhcpv6.OptionClientID, m.clientID)
 	}
 	if url != "" {
-		r.AddOption(dhcpv6.OptBootFileURL(url))
+		r.add(dhcpv6.OptionBootfileURL, []byte(url))
 		if client == inventory.FirmwareHTTP {
 			// Without it HTTP boot cancels; with "PXEClient" in it PXE takes the
 			// offer for a boot server's and stops (PXE-E16).
-			r.AddOption(&dhcpv6.OptVendorClass{EnterpriseNumber: pxeEnterprise, Data: [][]byte{[]byte("HTTPClient")}})
+			r.add(dhcpv6.OptionVendorClass, uint32Octets(pxeEnterprise), []byte("\x00\x0aHTTPClient"))
 		}
 	}
 	// Option 60 is never sent: EDK2 reads it as a file size (PXE-E53).
-	r.AddOption(raw(dhcpv6.OptionServerID, s.cfg.ServerDUID))
+	r.add(dhcpv6.OptionServerID, s.cfg.ServerDUID)
 	return r
 }
 
+// addStatus tells how it went (RFC 8415 section 21.13).
+func (o *options) addStatus(code iana.StatusCode, msg string) {
+	o.add(dhcpv6.OptionStatusCode, []byte{byte(code >> 8), byte(code)}, []byte(msg))
+}
+
 // addParameters adds what the client asked for and the subnet has.
-func addParameters(r *dhcpv6.Message, m *message, client inventory.Client, n *inventory.Subnet) {
+func (r *reply) addParameters(m *message, client inventory.Client, n *inventory.Subnet) {
 	if len(n.DNS) > 0 && m.asked(dhcpv6.OptionDNSRecursiveNameServer) {
-		r.AddOption(dhcpv6.OptDNS(ips(n.DNS)...))
+		at := r.begin(dhcpv6.OptionDNSRecursiveNameServer)
+		for _, a := range n.DNS {
+			r.options = append(r.options, a.AsSlice()...)
+		}
+		r.end(at)
 	}
 	if len(n.Domains) > 0 && m.asked(dhcpv6.OptionDomainSearchList) {
-		r.AddOption(dhcpv6.OptDomainSearchList(&rfc1035label.Labels{Labels: n.Domains}))
+		r.add(dhcpv6.OptionDomainSearchList, labels(n.Domains...))
 	}
 	// Talos uses option 56 and does not ask for it
 	// (internal/app/machined/pkg/controllers/network/operator/dhcp6.go).
-	if len(n.NTP) > 0 && (m.asked(dhcpv6.OptionNTPServer) || client == inventory.OperatingSystem) {
-		var servers dhcpv6.OptNTPServer
-		for _, ip := range ips(n.NTP) {
-			addr := dhcpv6.NTPSuboptionSrvAddr(ip)
-			servers.Suboptions.Add(&addr)
-		}
-		r.AddOption(&servers)
+	if m.asked(dhcpv6.OptionNTPServer) || client == inventory.OperatingSystem {
+		r.addNTP(n)
 	}
 	for _, o := range n.Options {
 		if code := dhcpv6.OptionCode(o.Code); o.Always || m.asked(code) {
-			r.AddOption(raw(code, o.Value))
+			r.add(code, o.Value)
 		}
 	}
 	if m.kind == dhcpv6.MessageTypeInformationRequest && m.asked(dhcpv6.OptionInformationRefreshTime) {
-		seconds := max(irtMinimum, min(n.Valid, infinity)) / time.Second
-		r.AddOption(raw(dhcpv6.OptionInformationRefreshTime, binary.BigEndian.AppendUint32(nil, uint32(seconds))))
+		r.add(dhcpv6.OptionInformationRefreshTime, secondsOctets(max(irtMinimum, min(n.Valid, infinity))))
 	}
 	for _, code := range []dhcpv6.OptionCode{dhcpv6.OptionSolMaxRT, dhcpv6.OptionInfMaxRT} {
 		if m.asked(code) {
-			r.AddOption(raw(code, binary.BigEndian.AppendUint32(nil, uint32(solMaxRT/time.Second))))
+			r.add(code, secondsOctets(solMaxRT))
 		}
 	}
 }
+
+// addNTP adds an option 56 for each time server (RFC 5908 section 4: each holds one),
+// those by address first.
+func (r *reply) addNTP(n *inventory.Subnet) {
+	for _, a := range n.NTP {
+		code := dhcpv6.NTPSuboptionSrvAddrCode
+		if a.IsMulticast() {
+			code = dhcpv6.NTPSuboptionMCAddrCode
+		}
+		at := r.begin(dhcpv6.OptionNTPServer)
+		r.add(code, a.AsSlice())
+		r.end(at)
+	}
+	for _, name := range n.NTPNames {
+		at := r.begin(dhcpv6.OptionNTPServer)
+		r.add(dhcpv6.NTPSuboptionSrvFQDNCode, labels(name))
+		r.end(at)
+	}
+}
+
+// labels encodes domain names (RFC 8415 section 10), not compressed.
+func labels(names ...string) []byte { return (&rfc1035label.Labels{Labels: names}).ToBytes() }
 
 // addFQDN answers a client that tells or asks for its name (option 39, RFC 4704):
 // a registered machine is called as it is registered, a stranger as it likes.
 // There is no DNS here to be updated, neither by us nor with our blessing.
-func addFQDN(r *dhcpv6.Message, x *exchange) {
+func (r *reply) addFQDN(x *exchange) {
 	if x.fqdn == nil {
 		return
 	}
@@ -106,65 +131,72 @@ func addFQDN(r *dhcpv6.Message, x *exchange) {
 	}
 	name := x.fqdn[1:]
 	if m := x.view.Machine; m != nil {
-		labels := append([]byte{byte(len(m.Name))}, m.Name...)
-		if name = labels; len(x.subnet.Domains) > 0 { // else not ended: not fully qualified
-			name = (&rfc1035label.Labels{Labels: []string{m.Name + "." + x.subnet.Domains[0]}}).ToBytes()
+		name = append([]byte{byte(len(m.Name))}, m.Name...)
+		if len(x.subnet.Domains) > 0 { // else not ended: not fully qualified
+			name = labels(m.Name + "." + x.subnet.Domains[0])
 		}
 	}
-	r.AddOption(raw(dhcpv6.OptionFQDN, append([]byte{flags}, name...)))
+	r.add(dhcpv6.OptionFQDN, []byte{flags}, name)
 }
 
 // addSupplied passes on what relays supply, the one closest to the client first,
 // where it is an option made for that and we have none ourselves (RFC 6422
 // section 6; IANA, Options Permitted in the RSOO).
-func addSupplied(r *dhcpv6.Message, relays []relay) {
+func (r *reply) addSupplied(relays []relay) {
 	for i := len(relays) - 1; i >= 0; i-- {
-		for _, o := range relays[i].supplied {
-			if o.Code() == dhcpv6.OptionERPLocalDomainName && r.Options.GetOne(o.Code()) == nil {
-				r.AddOption(o)
+		for code, v := range relays[i].supplied.all() {
+			if _, ours := r.find(code); code == dhcpv6.OptionERPLocalDomainName && !ours {
+				r.add(code, v)
 			}
 		}
 	}
 }
 
-// leased is an IA_NA with its address. Addresses the client holds besides are
+// addLeased adds an IA_NA with its address. Addresses the client holds besides are
 // returned with lifetimes of 0: it must give them up (RFC 8415 section 18.3.4).
-func leased(id uint32, lease inventory.Lease, stale []netip.Addr, n *inventory.Subnet) dhcpv6.Option {
-	addr := lease.Address
+func (o *options) addLeased(id uint32, lease inventory.Lease, stale []netip.Addr, n *inventory.Subnet) {
 	// What is left of the promise, and not a second more.
 	valid := min(n.Valid, infinity)
 	if valid < infinity {
 		valid = max(0, min(valid, time.Until(lease.Expires).Truncate(time.Second)))
 	}
 	preferred := min(n.Preferred, valid)
-	ia := &dhcpv6.OptIANA{IaId: iaid(id)}
-	switch ia.T1, ia.T2 = n.Timers(); {
+	t1, t2 := n.Timers()
+	switch {
 	case preferred == infinity:
-		ia.T1, ia.T2 = infinity, infinity
+		t1, t2 = infinity, infinity
 	case preferred < n.Preferred: // what is left of an earlier promise
-		ia.T1, ia.T2 = preferred/2, preferred/5*4
+		t1, t2 = preferred/2, preferred/5*4
 	}
-	ia.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: addr.AsSlice(), PreferredLifetime: preferred, ValidLifetime: valid})
+	at := o.begin(dhcpv6.OptionIANA)
+	*o = append(append(append(*o, uint32Octets(id)...), secondsOctets(t1)...), secondsOctets(t2)...)
+	o.add(dhcpv6.OptionIAAddr, lease.Address.AsSlice(), secondsOctets(preferred), secondsOctets(valid))
 	for _, a := range stale {
-		if a != addr {
-			ia.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: a.AsSlice()})
+		if a != lease.Address {
+			o.addStale(a)
 		}
 	}
-	return ia
+	o.end(at)
 }
 
-// denied is an IA_NA without address. Addresses in stale must be given up.
-func denied(id uint32, code iana.StatusCode, msg string, stale ...netip.Addr) dhcpv6.Option {
-	ia := &dhcpv6.OptIANA{IaId: iaid(id)}
+// addStale adds an address that the client has to give up.
+func (o *options) addStale(a netip.Addr) {
+	o.add(dhcpv6.OptionIAAddr, a.AsSlice(), make([]byte, 8)) // lifetimes of 0
+}
+
+// addDenied adds an IA_NA without address. Addresses in stale must be given up.
+func (o *options) addDenied(id uint32, code iana.StatusCode, msg string, stale ...netip.Addr) {
+	at := o.begin(dhcpv6.OptionIANA)
+	*o = append(append(*o, uint32Octets(id)...), make([]byte, 8)...) // T1, T2
 	for _, a := range stale {
-		ia.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: a.AsSlice()})
+		o.addStale(a)
 	}
-	ia.Options.Add(status(code, msg))
-	return ia
+	o.addStatus(code, msg)
+	o.end(at)
 }
 
-// denied answers an IA_TA or IA_PD, which are not served.
-func (u unserved) denied(kind dhcpv6.MessageType) dhcpv6.Option {
+// addUnserved answers an IA_TA or IA_PD, which are not served.
+func (o *options) addUnserved(u unserved, kind dhcpv6.MessageType) {
 	code := iana.StatusNoAddrsAvail
 	if u.code == dhcpv6.OptionIAPD {
 		code = iana.StatusNoPrefixAvail
@@ -173,47 +205,44 @@ func (u unserved) denied(kind dhcpv6.MessageType) dhcpv6.Option {
 	case dhcpv6.MessageTypeRenew, dhcpv6.MessageTypeRebind, dhcpv6.MessageTypeRelease, dhcpv6.MessageTypeDecline:
 		code = iana.StatusNoBinding
 	}
-	v := binary.BigEndian.AppendUint32(nil, u.id)
+	at := o.begin(u.code)
+	*o = append(*o, uint32Octets(u.id)...)
 	if u.code == dhcpv6.OptionIAPD {
-		v = append(v, make([]byte, 8)...) // T1, T2
+		*o = append(*o, make([]byte, 8)...) // T1, T2
 	}
-	opts := dhcpv6.Options{status(code, "not served here")}
-	return raw(u.code, append(v, opts.ToBytes()...))
+	o.addStatus(code, "not served here")
+	o.end(at)
 }
 
-func iaid(id uint32) [4]byte { return [4]byte(binary.BigEndian.AppendUint32(nil, id)) }
+func uint32Octets(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 
-func ips(addrs []netip.Addr) []net.IP {
-	out := make([]net.IP, len(addrs))
-	for i, a := range addrs {
-		out[i] = a.AsSlice()
-	}
-	return out
+func secondsOctets(d time.Duration) []byte {
+	return uint32Octets(uint32(min(d, infinity).Round(time.Second) / time.Second))
 }
 
 // wrap puts an answer into one Relay-reply for each relay it came through
 // (RFC 8415 section 19.3). relays is outermost first.
-func wrap(relays []relay, m *dhcpv6.Message) []byte {
-	var d dhcpv6.DHCPv6 = m
-	for i := len(relays) - 1; i >= 0; i-- {
-		r := relays[i]
-		outer := &dhcpv6.RelayMessage{
-			MessageType: dhcpv6.MessageTypeRelayReply,
-			HopCount:    r.hops,
-			LinkAddr:    r.link.AsSlice(),
-			PeerAddr:    r.peer.AsSlice(),
-		}
-		if r.interfaceID != nil {
-			outer.AddOption(raw(dhcpv6.OptionInterfaceID, r.interfaceID))
-		}
-		if r.port != nil {
-			outer.AddOption(raw(dhcpv6.OptionRelayPort, r.port))
-		}
-		for _, o := range r.echo {
-			outer.AddOption(o)
-		}
-		outer.AddOption(dhcpv6.OptRelayMessage(d))
-		d = outer
+func wrap(relays []relay, r *reply) []byte {
+	size := len(r.options) + dhcpv6.MessageHeaderSize
+	for _, relay := range relays {
+		size += dhcpv6.RelayHeaderSize + 3*optionHeader + len(relay.interfaceID) + len(relay.port) + len(relay.echo)
 	}
-	return d.ToBytes()
+	out, began := make(options, 0, size), make([]int, 0, maxHops+1)
+	for _, relay := range relays {
+		out = append(out, byte(dhcpv6.MessageTypeRelayReply), relay.hops)
+		out = append(append(out, relay.link.AsSlice()...), relay.peer.AsSlice()...)
+		if relay.interfaceID != nil {
+			out.add(dhcpv6.OptionInterfaceID, relay.interfaceID)
+		}
+		if relay.port != nil {
+			out.add(dhcpv6.OptionRelayPort, relay.port)
+		}
+		out = append(out, relay.echo...)
+		began = append(began, out.begin(dhcpv6.OptionRelayMsg))
+	}
+	out = append(append(out, byte(r.kind), r.xid[0], r.xid[1], r.xid[2]), r.options...)
+	for _, at := range began {
+		out.end(at)
+	}
+	return out
 }

@@ -165,7 +165,7 @@ func TestTwoNICs(t *testing.T) {
 		t.Errorf("the second NIC got %v", got)
 	}
 	// Firmware boots from it: now it is the one.
-	v.Facts.Boots = []inventory.Boot{{Number: 1, MAC: second}}
+	v.Facts.Boots = []*inventory.Boot{{Number: 1, MAC: second}}
 	inv.views[second] = v
 	_, rep = boot(t, s, second, ovmfPXE)
 	if got, _ := addresses(t, rep, 0); len(got) != 1 || got[0] != stableAddr.String()+" 43200/86400" {
@@ -209,6 +209,20 @@ func TestOperatorOptions(t *testing.T) {
 	_, _, opts = answerTo(t, s, direct(installMAC, c.first()))
 	if v, _ := value(opts, 32); !bytes.Equal(v, u32(86400)) {
 		t.Errorf("Information Refresh Time is %x", v)
+	}
+}
+
+// TestTimeServers: one option 56 for each, with one suboption each, addresses before
+// multicast before names (RFC 5908 section 4).
+func TestTimeServers(t *testing.T) {
+	n := testSubnets()
+	n[0].NTP = []netip.Addr{netip.MustParseAddr("2001:db8::123"), netip.MustParseAddr("ff05::101")}
+	n[0].NTPNames = []string{"ntp.example"}
+	out, _, _ := answerTo(t, newServer(t, withSubnets{newRack(), n}, nil), direct(installMAC, talos.first()))
+	want := unhex("0038 0014 0001 0010 20010db8000000000000000000000123" + "0038 0014 0002 0010 ff050000000000000000000000000101" +
+		"0038 0011 0003 000d 036e7470 076578616d706c65 00")
+	if !bytes.Contains(out.data, want) {
+		t.Errorf("got %x, want %x in it", out.data, want)
 	}
 }
 

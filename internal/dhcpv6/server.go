@@ -3,6 +3,7 @@ package dhcpv6
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
 
 	"github.com/provisiond/provisiond/internal/inventory"
 )
@@ -146,11 +148,10 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 				"the receive buffer is small: a hall that is switched on at once loses packets; set sysctl net.core.rmem_max=%d, or give CAP_NET_ADMIN", receiveBuffer))
 		}
 	}
-	pc := ipv6.NewPacketConn(conn)
 	if n := len(s.cfg.ServerDUID); n < 3 || n > maxDUID {
 		return fmt.Errorf("the server DUID has %d octets, not 3 to %d", n, maxDUID)
 	}
-	if err := pc.SetControlMessage(ipv6.FlagDst|ipv6.FlagInterface, true); err != nil {
+	if err := ipv6.NewPacketConn(conn).SetControlMessage(ipv6.FlagDst|ipv6.FlagInterface, true); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -163,19 +164,23 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 	var workers, strangerWorkers sync.WaitGroup
 	for range 4 * runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
+			w := worker{Server: s, conn: udp}
 			for in := range packets {
-				s.work(ctx, pc, in, strangers)
+				w.work(w.bounded(ctx), in, strangers)
 			}
+			w.end()
 		})
 	}
 	for range maxCommits {
 		strangerWorkers.Go(func() {
+			w := worker{Server: s, conn: udp}
 			for x := range strangers {
-				s.finish(ctx, pc, x)
+				w.finish(w.bounded(ctx), x)
 			}
+			w.end()
 		})
 	}
-	err := s.read(ctx, pc, packets)
+	err := s.read(ctx, udp, packets)
 	close(packets)
 	workers.Wait()
 	close(strangers)
@@ -184,11 +189,12 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 }
 
 // read moves packets into the queue until ctx ends.
-func (s *Server) read(ctx context.Context, pc *ipv6.PacketConn, queue chan packet) error {
+func (s *Server) read(ctx context.Context, conn *net.UDPConn, queue chan packet) error {
 	names := map[int]string{}
 	buf := make([]byte, maxMessage+1) // one more, so that a longer one shows
+	oob := make([]byte, unix.CmsgSpace(unix.SizeofInet6Pktinfo))
 	for {
-		n, cm, src, err := pc.ReadFrom(buf)
+		n, oobn, _, src, err := conn.ReadMsgUDPAddrPort(buf, oob)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -203,14 +209,9 @@ func (s *Server) read(ctx context.Context, pc *ipv6.PacketConn, queue chan packe
 			}
 			continue
 		}
-		in := packet{data: bytes.Clone(buf[:n])}
-		if udp, ok := src.(*net.UDPAddr); ok {
-			from := udp.AddrPort()
-			in.src = netip.AddrPortFrom(from.Addr().WithZone(""), from.Port())
-		}
-		if cm != nil {
-			in.dst, _ = netip.AddrFromSlice(cm.Dst)
-			in.ifindex, in.ifname = cm.IfIndex, interfaceName(names, cm.IfIndex)
+		in := packet{data: bytes.Clone(buf[:n]), src: netip.AddrPortFrom(src.Addr().WithZone(""), src.Port())}
+		if in.dst, in.ifindex = arrival(oob[:oobn]); in.ifindex != 0 {
+			in.ifname = interfaceName(names, in.ifindex)
 		}
 		enqueue(queue, in, s.dropQueued)
 	}
@@ -237,31 +238,54 @@ func (s *Server) dropQueued(in packet) {
 	s.drops.add(s.log, dropQueue, func(e *zerolog.Event) *zerolog.Event { return e.Stringer("from", in.src) })
 }
 
+// worker answers packets one after the other.
+type worker struct {
+	*Server
+	conn *net.UDPConn
+
+	ctx    context.Context // of several packets
+	cancel context.CancelFunc
+	began  time.Time
+}
+
+// bounded is a context that ends between answerWithin and a second less from now. A
+// timer of its own for each packet costs more than reading it.
+func (w *worker) bounded(ctx context.Context) context.Context {
+	if now := time.Now(); now.Sub(w.began) > time.Second {
+		w.end()
+		w.ctx, w.cancel = context.WithTimeout(ctx, answerWithin)
+		w.began = now
+	}
+	return w.ctx
+}
+
+func (w *worker) end() {
+	if w.cancel != nil {
+		w.cancel()
+	}
+}
+
 // work answers one packet, or has it wait if it is a stranger's.
-func (s *Server) work(ctx context.Context, pc *ipv6.PacketConn, in packet, strangers chan *exchange) {
-	within, cancel := context.WithTimeout(ctx, answerWithin)
-	defer cancel()
-	x, err := s.receive(within, in)
+func (w *worker) work(ctx context.Context, in packet, strangers chan *exchange) {
+	x, err := w.receive(ctx, in)
 	switch {
 	case err != nil:
-		s.failed(within, in, err)
-	case x.unicast || s.inv.Registered(x.mac):
-		s.finish(ctx, pc, x)
+		w.failed(ctx, in, err)
+	case x.unicast || w.inv.Registered(x.mac):
+		w.finish(ctx, x)
 	default:
-		enqueue(strangers, x, func(old *exchange) { s.dropQueued(old.in) })
+		enqueue(strangers, x, func(old *exchange) { w.dropQueued(old.in) })
 	}
 }
 
 // finish answers a packet that was received.
-func (s *Server) finish(ctx context.Context, pc *ipv6.PacketConn, x *exchange) {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
-	defer cancel()
-	r, err := s.respond(ctx, x)
+func (w *worker) finish(ctx context.Context, x *exchange) {
+	r, err := w.respond(ctx, x)
 	if err == nil {
-		err = send(pc, x.answer(r))
+		err = w.send(x.answer(r))
 	}
 	if err != nil {
-		s.failed(ctx, x.in, err)
+		w.failed(ctx, x.in, err)
 	}
 }
 
@@ -280,16 +304,35 @@ func (s *Server) failed(ctx context.Context, in packet, err error) {
 	})
 }
 
-func send(pc *ipv6.PacketConn, out answer) error {
-	dst := net.UDPAddrFromAddrPort(out.dst)
-	cm := &ipv6.ControlMessage{IfIndex: out.ifindex}
-	if out.src.IsValid() {
-		cm.Src = out.src.AsSlice()
+func (w *worker) send(out answer) error {
+	var oob []byte
+	if out.src.IsValid() || out.ifindex != 0 {
+		info := unix.Inet6Pktinfo{Ifindex: uint32(out.ifindex)}
+		if out.src.IsValid() {
+			info.Addr = out.src.As16()
+		}
+		oob = unix.PktInfo6(&info)
 	}
-	if _, err := pc.WriteTo(out.data, cm, dst); err != nil {
+	if _, _, err := w.conn.WriteMsgUDPAddrPort(out.data, oob, out.dst); err != nil {
 		return dropf(dropSend, "answering %s: %w", out.dst, err)
 	}
 	return nil
+}
+
+// arrival reads where a packet came in from its IPV6_PKTINFO (RFC 3542 section 6). dst
+// is invalid and ifindex 0 if there is none.
+func arrival(oob []byte) (dst netip.Addr, ifindex int) {
+	for len(oob) > 0 {
+		h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
+		if err != nil {
+			break
+		}
+		if h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo {
+			return netip.AddrFrom16([16]byte(data)), int(binary.NativeEndian.Uint32(data[16:]))
+		}
+		oob = rest
+	}
+	return netip.Addr{}, 0
 }
 
 // interfaceName looks an interface up once: asking the kernel costs more than

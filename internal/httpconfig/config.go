@@ -201,8 +201,7 @@ func (f *fetch) machine() string {
 // about a token.
 func bootOf(f *inventory.Facts, token string) *inventory.Boot {
 	var found *inventory.Boot
-	for i := range f.Boots[:min(len(f.Boots), tokenBoots)] {
-		b := &f.Boots[i]
+	for _, b := range f.Boots[:min(len(f.Boots), tokenBoots)] {
 		if b.Token != "" && subtle.ConstantTimeCompare([]byte(b.Token), []byte(token)) == 1 {
 			found = b
 		}

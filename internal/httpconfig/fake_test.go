@@ -277,7 +277,12 @@ func newRack(t testing.TB) *rack {
 
 // boots gives the machine boots, newest first, of the current order.
 func (r *rack) boots(b ...inventory.Boot) {
-	r.keeper.change(func(v *inventory.View) { v.Facts.Boots = b })
+	r.keeper.change(func(v *inventory.View) {
+		v.Facts.Boots = nil
+		for _, b := range b {
+			v.Facts.Boots = append(v.Facts.Boots, &b)
+		}
+	})
 }
 
 func bootNow(number uint64, tok string) inventory.Boot {

@@ -1,7 +1,9 @@
 package inventory
 
 import (
+	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 )
@@ -18,11 +20,21 @@ const newBootAfter = 10 * time.Minute
 //
 // v is not modified. Apply is pure: e carries the time and the random token.
 func Apply(v View, e Event) (View, error) {
+	after, _, err := apply(v, e)
+	return after, err
+}
+
+// apply is Apply, and says whether the event told something that is worth a line in
+// the log: a change, but not one that only moved the time a machine was last heard of,
+// nor one more transaction of the same boot, of which a client may begin as many as it
+// likes.
+func apply(v View, e Event) (after View, tells bool, err error) {
 	if v.Bootstrap != nil {
 		b := *v.Bootstrap
 		if err := applyBootstrap(&b, e); err != nil {
-			return v, err
+			return v, false, err
 		}
+		tells = !reflect.DeepEqual(*v.Bootstrap, b)
 		v.Bootstrap = &b
 	}
 	if v.Machine != nil {
@@ -30,70 +42,74 @@ func Apply(v View, e Event) (View, error) {
 			e.Plan = PlanBoot(v).Action
 		}
 		v.Facts = v.Facts.Clone()
-		applyMachine(&v.Facts, e)
+		tells = applyMachine(&v.Facts, e) || tells
 	}
-	return v, nil
+	return v, tells || e.Kind == ConfigRefused || e.Kind == Reported && e.Message != "", nil
 }
 
-func applyMachine(f *Facts, e Event) {
+// applyMachine folds an event into f and says whether it tells something.
+func applyMachine(f *Facts, e Event) (tells bool) {
 	switch e.Kind {
 	case Solicited:
-		seen(f, e)
+		tells = seen(f, e)
 		switch e.Client {
 		case FirmwarePXE, FirmwareHTTP:
-			solicitedByFirmware(f, e)
+			return solicitedByFirmware(f, e) || tells
 		case IPXE:
-			solicitedByIPXE(f, e)
+			return solicitedByIPXE(f, e) || tells
 		}
 	case Offered:
-		b := bootOf(f, e)
+		b := changeBoot(f, e)
 		if b == nil {
 			b = begin(f, e)
 		}
-		b.Plan = e.Plan
-		first(&b.Offered, e.Time)
+		return first(&b.Offered, e.Time) || set(&b.Plan, e.Plan)
 	case LoaderServed:
-		if b := bootOf(f, e); b != nil {
-			first(&b.Loader, e.Time)
+		if b := changeBoot(f, e); b != nil {
+			return first(&b.Loader, e.Time)
 		}
 	case ScriptServed:
-		seen(f, e)
-		scriptServed(f, e)
+		tells = seen(f, e)
+		return scriptServed(f, e) || tells
 	case KernelServed:
-		if b := bootOf(f, e); b != nil {
-			first(&b.Kernel, e.Time)
+		if b := changeBoot(f, e); b != nil {
+			return first(&b.Kernel, e.Time)
 		}
 	case InitramfsServed:
-		if b := bootOf(f, e); b != nil {
-			first(&b.Initramfs, e.Time)
+		if b := changeBoot(f, e); b != nil {
+			return first(&b.Initramfs, e.Time)
 		}
 	case ConfigServed:
-		if b := bootOf(f, e); b != nil {
+		if b := changeBoot(f, e); b != nil {
 			first(&b.Config, e.Time)
 			b.ConfigFetches++
 			if !b.ConfigTo.IsValid() {
 				b.ConfigTo = e.Peer
 			}
 			f.ConfigHash, f.ConfigAt = e.Hash, e.Time
+			return true
 		}
 	case Reported:
 		if e.Error != "" {
 			f.ConfigError, f.ConfigErrorHash, f.ConfigErrorAt = e.Error, f.ConfigHash, e.Time
+			tells = true
 		}
 		// Unauthenticated: it moves the picture, never Ready and no order.
-		stage(f, e)
+		return stage(f, e) || tells
 	case APIAnswered:
-		apiAnswered(f, e)
+		return apiAnswered(f, e)
 	case Declined:
 		if e.Time.Sub(f.DeclinedAt) >= declinedFor { // else it is the same conflict
 			f.DeclinedAt = e.Time
+			return true
 		}
 	}
+	return tells
 }
 
 // seen keeps what identifies the machine and when it was last heard of.
-func seen(f *Facts, e Event) {
-	first(&f.FirstSeen, e.Time)
+func seen(f *Facts, e Event) (tells bool) {
+	tells = first(&f.FirstSeen, e.Time)
 	if e.Time.Sub(f.LastSeen) >= time.Minute {
 		f.LastSeen = e.Time
 	}
@@ -101,73 +117,77 @@ func seen(f *Facts, e Event) {
 		f.Identified = Identification{By: e.Source, MAC: e.MAC, Client: e.Client, Peer: e.Peer, Relay: e.Relay, Port: e.Port}
 	}
 	if e.Arch != "" {
-		f.Arch = e.Arch
+		tells = set(&f.Arch, e.Arch) || tells
 	}
 	if e.UUID != "" {
-		f.UUID = e.UUID
+		tells = set(&f.UUID, e.UUID) || tells
 	}
 	if e.Serial != "" {
-		f.Serial = e.Serial
+		tells = set(&f.Serial, e.Serial) || tells
 	}
 	if e.DUID != "" && !slices.Contains(f.DUIDs, e.DUID) {
 		f.DUIDs = append(f.DUIDs, e.DUID)
 		if n := len(f.DUIDs); n > maxDUIDs {
 			f.DUIDs = slices.Delete(f.DUIDs, 0, n-maxDUIDs)
 		}
+		tells = true
 	}
+	return tells
 }
 
 // solicitedByFirmware begins a boot, unless the packet belongs to the current
 // one: it is a repeat, or the firmware tries its next boot option. The plan is
 // kept here, because firmware that is sent to its disk leaves at the Advertise.
-func solicitedByFirmware(f *Facts, e Event) {
+func solicitedByFirmware(f *Facts, e Event) (tells bool) {
 	b := f.Current()
-	if b == nil {
-		b = begin(f, e)
-	} else if f.repeats(e) {
-		return
-	} else {
-		moved := !b.Loader.IsZero() || !b.Script.IsZero() || !b.API.IsZero()
-		if moved || e.Time.Sub(latest(b.Started, b.Offered)) > newBootAfter {
-			b = begin(f, e)
-		}
+	if b != nil && f.repeats(e) {
+		return false
 	}
-	b.Client, b.MAC, b.Plan = e.Client, e.MAC, e.Plan
+	if b == nil || !b.Loader.IsZero() || !b.Script.IsZero() || !b.API.IsZero() || e.Time.Sub(latest(b.Started, b.Offered)) > newBootAfter {
+		b, tells = begin(f, e), true
+	} else {
+		b = f.change(0)
+	}
 	addXID(b, e.XID)
+	client, mac, plan := set(&b.Client, e.Client), set(&b.MAC, e.MAC), set(&b.Plan, e.Plan)
+	return tells || client || mac || plan
 }
 
 // solicitedByIPXE usually continues the firmware's boot. iPXE in the NIC's ROM
 // is the first to speak, so it begins a boot after one that got its config.
-func solicitedByIPXE(f *Facts, e Event) {
+func solicitedByIPXE(f *Facts, e Event) (tells bool) {
 	b := f.Current()
 	if b == nil || !f.repeats(e) && (!b.Config.IsZero() || !b.API.IsZero()) {
-		b = begin(f, e)
+		b, tells = begin(f, e), true
 		b.Client = e.Client
+	} else {
+		b = f.change(0)
 	}
 	addXID(b, e.XID)
+	return tells
 }
 
 // scriptServed begins a boot where DHCPv6 was not seen (another server gives
 // the addresses, or our record of it was lost in a crash).
-func scriptServed(f *Facts, e Event) {
+func scriptServed(f *Facts, e Event) (tells bool) {
 	b := f.Current()
 	if b == nil || !b.Config.IsZero() || !b.API.IsZero() || b.Plan == Disk && e.Plan != Disk {
 		b = begin(f, e)
+	} else {
+		b = f.change(0)
 	}
-	first(&b.Script, e.Time)
-	b.Plan, b.Error = e.Plan, e.Error
-	if e.Plan == Install {
-		b.Order = f.Install.Ordered
-	}
+	served, plan, failed := first(&b.Script, e.Time), set(&b.Plan, e.Plan), set(&b.Error, e.Error)
+	order := e.Plan == Install && set(&b.Order, f.Install.Ordered)
+	return served || plan || failed || order
 }
 
 // apiAnswered takes the word of an API that proved itself with our CA. It alone
 // uses up an install order.
-func apiAnswered(f *Facts, e Event) {
+func apiAnswered(f *Facts, e Event) (tells bool) {
 	if e.Time.Sub(f.APIAt) >= time.Minute {
 		f.APIAt = e.Time
 	}
-	stage(f, e)
+	tells = stage(f, e)
 	up := e.Stage == StageBooting || e.Stage == StageRunning
 	b := f.Current()
 	// An answer that arrives after a new boot began may still be the old
@@ -177,18 +197,22 @@ func apiAnswered(f *Facts, e Event) {
 	mine := b == nil || b.Plan == Disk || !b.Config.IsZero() ||
 		e.Stage == StageRunning && (!b.Initramfs.IsZero() || f.Install.Ordered == 1 && !b.Script.IsZero())
 	if !mine {
-		return
+		return tells
 	}
-	f.Ready = e.Ready && e.Stage == StageRunning
-	if b != nil && up {
+	tells = set(&f.Ready, e.Ready && e.Stage == StageRunning) || tells
+	if b != nil && up && (b.API.IsZero() || f.Ready && b.Ready.IsZero()) {
+		b = f.change(0)
 		first(&b.API, e.Time)
 		if f.Ready {
 			first(&b.Ready, e.Time)
 		}
+		tells = true
 	}
 	if f.Install.Outstanding() && installed(f, b, e) {
 		f.Install.Done, f.Install.DoneAt = f.Install.Ordered, e.Time
+		tells = true
 	}
+	return tells
 }
 
 // installed says whether an answer of the API is the evidence that uses up the
@@ -207,17 +231,17 @@ func installed(f *Facts, b *Boot, e Event) bool {
 	return false
 }
 
-func stage(f *Facts, e Event) {
-	if e.Stage != "" && e.Stage != f.Stage {
-		f.Stage, f.StageAt = e.Stage, e.Time
-	} else if e.Kind == APIAnswered && e.Ready && !f.Ready {
-		f.StageAt = e.Time
+func stage(f *Facts, e Event) (tells bool) {
+	if e.Stage != "" && e.Stage != f.Stage || e.Kind == APIAnswered && e.Ready && !f.Ready {
+		f.Stage, f.StageAt = cmp.Or(e.Stage, f.Stage), e.Time
+		return true
 	}
+	return false
 }
 
 // begin starts the next boot attempt.
 func begin(f *Facts, e Event) *Boot {
-	b := Boot{Number: 1, Token: e.Token, MAC: e.MAC, Client: e.Client, Started: e.Time}
+	b := &Boot{Number: 1, Token: e.Token, MAC: e.MAC, Client: e.Client, Started: e.Time}
 	if last := f.Current(); last != nil {
 		b.Number = last.Number + 1
 	}
@@ -226,18 +250,19 @@ func begin(f *Facts, e Event) *Boot {
 		f.Boots = f.Boots[:maxBoots]
 	}
 	f.Ready = false
-	return &f.Boots[0]
+	return b
 }
 
-// bootOf finds the boot an event belongs to: the numbered one, else the newest.
-func bootOf(f *Facts, e Event) *Boot {
-	if e.Boot == 0 {
-		return f.Current()
-	}
-	for i := range f.Boots {
-		if f.Boots[i].Number == e.Boot {
-			return &f.Boots[i]
-		}
+// bootOf finds the boot an event belongs to: the numbered one, else the newest; -1 if
+// there is none.
+func bootOf(f *Facts, e Event) int {
+	return slices.IndexFunc(f.Boots, func(b *Boot) bool { return e.Boot == 0 || b.Number == e.Boot })
+}
+
+// changeBoot is the boot an event belongs to, to be modified, or nil.
+func changeBoot(f *Facts, e Event) *Boot {
+	if i := bootOf(f, e); i >= 0 {
+		return f.change(i)
 	}
 	return nil
 }
@@ -245,7 +270,7 @@ func bootOf(f *Facts, e Event) *Boot {
 // repeats reports whether a Solicit was seen before: UDP repeats packets and
 // relays delay them, beyond the end of a boot.
 func (f *Facts) repeats(e Event) bool {
-	return slices.ContainsFunc(f.Boots, func(b Boot) bool { return slices.Contains(b.XIDs, e.XID) })
+	return slices.ContainsFunc(f.Boots, func(b *Boot) bool { return slices.Contains(b.XIDs, e.XID) })
 }
 
 func addXID(b *Boot, xid uint32) {
@@ -257,10 +282,21 @@ func addXID(b *Boot, xid uint32) {
 	}
 }
 
-func first(t *time.Time, now time.Time) {
-	if t.IsZero() {
-		*t = now
+// first sets the time when something happened for the first time, and says whether
+// this was it.
+func first(t *time.Time, now time.Time) bool {
+	if !t.IsZero() {
+		return false
 	}
+	*t = now
+	return true
+}
+
+// set gives a field a value and says whether it had another.
+func set[T comparable](field *T, value T) bool {
+	changed := *field != value
+	*field = value
+	return changed
 }
 
 // applyBootstrap keeps the one rule that must survive everything: within an

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -209,8 +210,22 @@ func TestStalledSaysWhy(t *testing.T) {
 	}
 }
 
+// tellable compares all but the times a machine was last heard of, what named it, and
+// its transactions.
+func tellable(before, after Facts) bool {
+	plain := func(f Facts) Facts {
+		f = f.Clone()
+		f.LastSeen, f.APIAt, f.Identified = time.Time{}, time.Time{}, Identification{}
+		for i := range f.Boots {
+			f.change(i).XIDs = nil
+		}
+		return f
+	}
+	return !reflect.DeepEqual(plain(before), plain(after))
+}
+
 // TestApplyIsTotal shuffles, repeats and drops events: nothing may panic, the
-// lists stay bounded, an order is used up only after a config was fetched, and
+// lists stay bounded, what is worth a line in the log is told, an order is used up only after a config was fetched, and
 // the input is never modified.
 func TestApplyIsTotal(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -226,9 +241,12 @@ func TestApplyIsTotal(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			next, err := Apply(v, e)
+			next, tells, err := apply(v, e)
 			if err != nil {
 				t.Fatalf("%s was refused: %v", e.Kind, err)
+			}
+			if changed := tellable(v.Facts, next.Facts); changed != tells {
+				t.Fatalf("%s changed something worth a line: %v, and says %v\n%+v\n%+v", e.Kind, changed, tells, v.Facts, next.Facts)
 			}
 			if after, _ := json.Marshal(v); string(after) != string(before) {
 				t.Fatalf("%s modified its input", e.Kind)

@@ -35,13 +35,16 @@ func fill(b *testing.B, path string, n int) {
 	if err := k.PutImage(b.Context(), &inventory.Image{Version: "v1.13.6", Arch: inventory.AMD64}); err != nil {
 		b.Fatal(err)
 	}
-	storetest.Fill(b, store, n, func(i int) (inventory.Machine, inventory.Facts) {
+	err = storetest.Fill(b.Context(), store, n, func(i int) (inventory.Machine, inventory.Facts) {
 		name := fmt.Sprintf("m-%08d", i)
 		return inventory.Machine{
 			Name: name, MACs: []inventory.MAC{bigMAC(i)}, Cluster: "prod", Role: inventory.Worker, Created: time.Now(),
 			Address: addr(fmt.Sprintf("2001:db8:1::%x:%x", i>>16+1, i&0xffff)), Labels: map[string]string{"rack": "r-12", "row": "7"},
 		}, inventory.Facts{Machine: name, Arch: inventory.AMD64, UUID: "00112233-4455-6677-8899-aabbccddeeff", Install: inventory.Order{Ordered: 1}}
 	})
+	if err != nil {
+		b.Fatal(err)
+	}
 }
 
 // lookups times random lookups of the boot decision. It returns the time of one.

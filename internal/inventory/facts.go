@@ -46,8 +46,10 @@ type Facts struct {
 	// Identified is what named the machine when it last asked for an address.
 	Identified Identification `json:"identified,omitzero"`
 
-	Install Order  `json:"install"`
-	Boots   []Boot `json:"boots,omitempty"` // newest first, at most maxBoots
+	Install Order `json:"install"`
+	// Boots are newest first, at most maxBoots. Each is shared with other Facts and
+	// not modified: a change makes a new one.
+	Boots []*Boot `json:"boots,omitempty"`
 
 	// Stage is the machine's own last word: of its API over mTLS, or of its
 	// event stream, which anyone on the link could forge and which therefore
@@ -143,17 +145,22 @@ func (f *Facts) Current() *Boot {
 	if len(f.Boots) == 0 {
 		return nil
 	}
-	return &f.Boots[0]
+	return f.Boots[0]
 }
 
-// Clone returns a copy that shares nothing with f.
+// Clone returns a copy that may be changed.
 func (f Facts) Clone() Facts {
 	f.DUIDs = slices.Clone(f.DUIDs)
 	f.Boots = slices.Clone(f.Boots)
-	for i := range f.Boots {
-		f.Boots[i].XIDs = slices.Clone(f.Boots[i].XIDs)
-	}
 	return f
+}
+
+// change returns the i-th boot, to be modified.
+func (f *Facts) change(i int) *Boot {
+	b := *f.Boots[i]
+	b.XIDs = slices.Clone(b.XIDs)
+	f.Boots[i] = &b
+	return &b
 }
 
 // Stage is Talos' MachineStatus stage, in lower case

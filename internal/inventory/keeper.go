@@ -361,7 +361,7 @@ func (k *Keeper) Record(ctx context.Context, e Event) (View, error) {
 			return k.strangers.record(ctx, k.store, e)
 		}
 		if before.Machine != nil {
-			waited = k.notes.of(&before)
+			waited = k.notes.waiting(&before)
 		}
 		c, after, err := changes(ctx, k.store, before, waited, e)
 		result, written = after, c.facts
@@ -419,15 +419,21 @@ func (k *Keeper) load(ctx context.Context, e Event) (v View, err error) {
 // changes is the commit that folds events into a view, those that waited first:
 // only what differs. It also returns the view after it.
 func changes(ctx context.Context, store Store, view View, waited []Event, events ...Event) (c Commit, after View, err error) {
-	first, learnt := view, false
-	for _, e := range slices.Concat(waited, events) {
-		if after, err = Apply(view, e); err != nil {
+	first := view
+	if len(events) > 0 {
+		events = slices.Concat(waited, events)
+	} else {
+		events = waited
+	}
+	for _, e := range events {
+		var tells bool
+		if after, tells, err = apply(view, e); err != nil {
 			return c, view, err
 		}
 		if after.Machine != nil {
 			e.Machine = after.Machine.Name
-			if b := bootOf(&after.Facts, e); b != nil {
-				e.Boot = b.Number
+			if i := bootOf(&after.Facts, e); i >= 0 {
+				e.Boot = after.Facts.Boots[i].Number
 			}
 			if err := learn(ctx, store, &c, after.Machine, view.Facts, after.Facts, e); err != nil {
 				return c, view, err
@@ -436,13 +442,12 @@ func changes(ctx context.Context, store Store, view View, waited []Event, events
 		if after.Bootstrap != nil {
 			e.Epoch = after.Bootstrap.Epoch
 		}
-		changed := !reflect.DeepEqual(view.Facts, after.Facts)
-		if changed && notable(view.Facts, after.Facts, e) || always(e) || !reflect.DeepEqual(view.Bootstrap, after.Bootstrap) {
+		if tells {
 			c.log(e)
 		}
-		view, learnt = after, learnt || changed
+		view = after
 	}
-	if learnt {
+	if view.Machine != nil && !reflect.DeepEqual(first.Facts, view.Facts) {
 		if len(waited) > 0 {
 			view.Facts.Noted = waited[len(waited)-1].Token
 		}
@@ -460,26 +465,6 @@ func changes(ctx context.Context, store Store, view View, waited []Event, events
 		_, err = c.putIfChanged(key, first.Bootstrap.stored, view.Bootstrap, first.Bootstrap.Rev)
 	}
 	return c, view, err
-}
-
-// notable says whether a change is worth a line in the log: all but those that
-// only moved the time a machine was last heard of, or are one more transaction of
-// the same boot: a client may begin as many as it likes.
-func notable(before, after Facts, e Event) bool {
-	if e.Kind != Solicited && e.Kind != APIAnswered {
-		return true
-	}
-	before.LastSeen, before.APIAt, before.Identified = after.LastSeen, after.APIAt, after.Identified
-	if n := len(before.Boots); n > 0 && n == len(after.Boots) {
-		before.Boots = slices.Clone(before.Boots)
-		before.Boots[0].XIDs = after.Boots[0].XIDs
-	}
-	return !reflect.DeepEqual(before, after)
-}
-
-// always says whether an event is worth a line though it changed nothing.
-func always(e Event) bool {
-	return e.Kind == ConfigRefused || e.Kind == Reported && e.Message != ""
 }
 
 // learn keeps the DUID index in step with the facts.

@@ -183,6 +183,17 @@ func CheckKernelArg(field, a string) error {
 	return nil
 }
 
+// ValidDomain reports whether d is a domain name of DNS labels, without a dot at its
+// end, of at most 253 octets.
+func ValidDomain(d string) bool {
+	for label := range strings.SplitSeq(d, ".") {
+		if CheckName("", label) != nil {
+			return false
+		}
+	}
+	return len(d) <= 253
+}
+
 func checkLabels(labels map[string]string) error {
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
 		if k == "" || len(k) > 63 || len(labels[k]) > 255 {

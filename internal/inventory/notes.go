@@ -16,28 +16,55 @@ const (
 	maxNotes        = 1 << 16
 	maxMachineNotes = 64
 	// flushTogether is how many machines one commit of a flush is about.
-	flushTogether = 512
+	flushTogether = 128
 )
 
 // notes are events that were folded into what is known and are not on disk yet.
 type notes struct {
-	mu     sync.RWMutex
-	events map[string][]Event // by machine, in order; only appended to
-	count  int
-	wake   chan struct{} // receives when there is something to flush
+	mu    sync.RWMutex
+	of    map[string]*noted // by machine
+	count int
+	wake  chan struct{} // receives when there is something to flush
 }
 
-// add keeps an event. It returns false when there are too many already.
-func (n *notes) add(machine string, e Event) bool {
+// noted is what waits of one machine.
+type noted struct {
+	events []Event // in order; only appended to
+	// facts are those of base with all events in them; base is nil if they have to be
+	// folded anew.
+	base  *View
+	facts Facts
+}
+
+// last is the token of the newest event, empty if there is none.
+func (of *noted) last() string {
+	if of == nil || len(of.events) == 0 {
+		return ""
+	}
+	return of.events[len(of.events)-1].Token
+}
+
+// add keeps an event, and what is known with it: facts, which are those of base with
+// all events up to the one of the token and with this one. It returns false when there
+// are too many already.
+func (n *notes) add(machine string, e Event, base *View, upTo string, facts Facts) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.count >= maxNotes || len(n.events[machine]) >= maxMachineNotes {
+	of := n.of[machine]
+	if of == nil {
+		of = &noted{}
+	}
+	if n.count >= maxNotes || len(of.events) >= maxMachineNotes {
 		return false
 	}
-	if n.events == nil {
-		n.events = map[string][]Event{}
+	if n.of == nil {
+		n.of = map[string]*noted{}
 	}
-	n.events[machine] = append(n.events[machine], e)
+	n.of[machine] = of
+	if of.base = nil; of.last() == upTo { // else another was added meanwhile
+		of.base, of.facts = base, facts
+	}
+	of.events = append(of.events, e)
 	n.count++
 	select {
 	case n.wake <- struct{}{}:
@@ -46,31 +73,43 @@ func (n *notes) add(machine string, e Event) bool {
 	return true
 }
 
-// of returns the events of a machine that are not in the view. Those that were
+// waiting returns the events of a machine that are not in the view. Those that were
 // committed a moment ago may still be kept.
-func (n *notes) of(v *View) []Event {
+func (n *notes) waiting(v *View) []Event {
+	events, _, _, _ := n.folded(v)
+	return events
+}
+
+// folded also returns the facts with them in, if they were kept, and the token of the
+// newest event.
+func (n *notes) folded(v *View) (events []Event, facts Facts, kept bool, last string) {
 	n.mu.RLock()
-	events := n.events[v.Machine.Name]
-	n.mu.RUnlock()
+	defer n.mu.RUnlock()
+	of := n.of[v.Machine.Name]
+	if of == nil {
+		return nil, facts, false, ""
+	}
+	events, last = of.events, of.last()
 	for i := len(events) - 1; i >= 0; i-- {
 		if events[i].Token == v.Facts.Noted {
-			return events[i+1:]
+			events = events[i+1:]
+			break
 		}
 	}
-	return events
+	return events, of.facts, of.base == v, last
 }
 
 func (n *notes) has(machine string) bool {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return len(n.events[machine]) > 0
+	return n.of[machine] != nil
 }
 
 func (n *notes) machines() []string {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	names := make([]string, 0, len(n.events))
-	for name := range n.events {
+	names := make([]string, 0, len(n.of))
+	for name := range n.of {
 		names = append(names, name)
 	}
 	slices.Sort(names) // neighbours in the database
@@ -85,22 +124,21 @@ func (n *notes) drop(machine string, written []Event) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	of := n.of[machine]
+	if of == nil {
+		return
+	}
 	last := written[len(written)-1].Token
-	for i, e := range n.events[machine] {
-		if e.Token == last {
-			n.forget(machine, i+1)
-			return
-		}
+	if i := slices.IndexFunc(of.events, func(e Event) bool { return e.Token == last }); i >= 0 {
+		n.forget(machine, of, i+1)
 	}
 }
 
 // forget drops a machine's first events. n.mu is held.
-func (n *notes) forget(machine string, first int) {
+func (n *notes) forget(machine string, of *noted, first int) {
 	n.count -= first
-	if left := n.events[machine][first:]; len(left) > 0 {
-		n.events[machine] = slices.Clone(left)
-	} else {
-		delete(n.events, machine)
+	if of.events = slices.Clone(of.events[first:]); len(of.events) == 0 {
+		delete(n.of, machine)
 	}
 }
 
@@ -109,7 +147,9 @@ func (n *notes) committed(writes []Write) {
 	for _, w := range writes {
 		if w.Key.Bucket == BucketMachines && w.Value == nil {
 			n.mu.Lock()
-			n.forget(w.Key.ID, len(n.events[w.Key.ID]))
+			if of := n.of[w.Key.ID]; of != nil {
+				n.forget(w.Key.ID, of, len(of.events))
+			}
 			n.mu.Unlock()
 		}
 	}
@@ -128,14 +168,14 @@ func (k *Keeper) note(ctx context.Context, e Event) (after View, ok bool, err er
 	if err != nil || base == nil || !e.observed(&base.Facts) {
 		return after, false, err
 	}
-	after, err = k.withNotes(ctx, base, e.Arch)
+	after, upTo, err := k.fold(ctx, base, e.Arch)
 	if err != nil {
 		return after, false, err
 	}
 	if e.Kind == Solicited && e.Plan == "" {
 		e.Plan = PlanBoot(after).Action
 	}
-	if after, err = Apply(after, e); err != nil || !k.notes.add(base.Machine.Name, e) {
+	if after, err = Apply(after, e); err != nil || !k.notes.add(base.Machine.Name, e, base, upTo, after.Facts) {
 		return after, false, err
 	}
 	k.watchers.wake([]string{base.Machine.Name})
@@ -144,19 +184,29 @@ func (k *Keeper) note(ctx context.Context, e Event) (after View, ok bool, err er
 
 // withNotes adds to a view from disk what waits to be written.
 func (k *Keeper) withNotes(ctx context.Context, base *View, arch Arch) (View, error) {
-	v := *base
-	events := k.notes.of(base)
-	if len(events) == 0 {
-		return v, nil
-	}
-	v.Facts = v.Facts.Clone()
-	for _, e := range events {
-		applyMachine(&v.Facts, e)
+	v, _, err := k.fold(ctx, base, arch)
+	return v, err
+}
+
+// fold is withNotes, and returns the token of the newest event that waits.
+func (k *Keeper) fold(ctx context.Context, base *View, arch Arch) (v View, last string, err error) {
+	v = *base
+	events, facts, kept, last := k.notes.folded(base)
+	switch {
+	case len(events) == 0:
+		return v, last, nil
+	case kept:
+		v.Facts = facts
+	default:
+		v.Facts = v.Facts.Clone()
+		for _, e := range events {
+			applyMachine(&v.Facts, e)
+		}
 	}
 	if v.Cluster == nil || v.imageFits() {
-		return v, nil
+		return v, last, nil
 	}
-	return v, k.findImage(ctx, &v, arch)
+	return v, last, k.findImage(ctx, &v, arch)
 }
 
 // Run writes what machines were seen doing, at most a second after. It returns
@@ -216,7 +266,7 @@ func (k *Keeper) flush(ctx context.Context, names []string) error {
 			} else if err != nil {
 				return all, err
 			}
-			p := &part{events: k.notes.of(base)}
+			p := &part{events: k.notes.waiting(base)}
 			var c Commit
 			if c, p.after, err = changes(ctx, k.store, *base, p.events); err != nil {
 				return all, err

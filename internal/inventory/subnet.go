@@ -30,7 +30,8 @@ type Subnet struct {
 	Gateway   netip.Addr // the machines' default router; may be link-local; invalid: none
 	DNS       []netip.Addr
 	Domains   []string
-	NTP       []netip.Addr
+	NTP       []netip.Addr  // of time servers, or multicast
+	NTPNames  []string      // of time servers
 	Options   []Option      // for clients of this subnet, beside the server's own
 	Preferred time.Duration // preferred lifetime of an address
 	Valid     time.Duration // valid lifetime, at least Preferred
@@ -161,10 +162,8 @@ func (s *Subnet) Validate() error {
 		return fieldErr("gateway", "an address of the subnet, or the router's link-local one", "%s is not on the link", g)
 	}
 	for i, d := range s.Domains {
-		for label := range strings.SplitSeq(d, ".") {
-			if CheckName("", label) != nil || len(d) > 253 {
-				return fieldErr(fmt.Sprintf("domains[%d]", i), "a name such as rack1.example.net, without a dot at its end", "%q is not a domain", d)
-			}
+		if !ValidDomain(d) {
+			return fieldErr(fmt.Sprintf("domains[%d]", i), "a name such as rack1.example.net, without a dot at its end", "%q is not a domain", d)
 		}
 	}
 	if s.Preferred < minLifetime || s.Valid < s.Preferred {

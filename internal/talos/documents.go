@@ -123,9 +123,11 @@ func timeServers(c *inventory.Cluster, s *inventory.Subnet) []string {
 	}
 	var out []string
 	for _, a := range s.NTP {
-		out = append(out, a.String())
+		if !a.IsMulticast() { // Talos asks servers
+			out = append(out, a.String())
+		}
 	}
-	return out
+	return append(out, s.NTPNames...)
 }
 
 func resolver(c *inventory.Cluster, s *inventory.Subnet) []config.Document {

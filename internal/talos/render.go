@@ -124,7 +124,7 @@ func (in Input) key() string {
 	c.Created, c.Imported, c.KernelArgs = time.Time{}, false, nil
 	var net any
 	if s := in.Subnet; s != nil {
-		net = []any{s.Prefix, s.Gateway, s.DNS, s.Domains, s.NTP}
+		net = []any{s.Prefix, s.Gateway, s.DNS, s.Domains, s.NTP, s.NTPNames}
 	}
 	return digest(m, c, in.Secrets.Bundle, net)
 }
