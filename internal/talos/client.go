@@ -172,25 +172,27 @@ func (c *Client) services(ctx context.Context, api machineapi.MachineServiceClie
 	return nil
 }
 
-// Outcome is how a call of Bootstrap ended.
+// Outcome is how a call that changes a machine ended: [Client.Bootstrap] or
+// [Client.Reset].
 type Outcome string
 
-// The outcomes. Only Unknown leaves open whether etcd was told to bootstrap:
-// after it no other machine may be tried.
+// The outcomes. Only Unknown leaves open whether the machine does what it was
+// told: after it no other machine may be told to bootstrap.
 const (
-	// Accepted: etcd begins. Never call again; each call restarts it.
+	// Accepted: the machine does it. Never bootstrap again; each call restarts
+	// etcd.
 	Accepted Outcome = "accepted"
-	// AlreadyBootstrapped: the machine's etcd has data.
+	// AlreadyBootstrapped: the machine's etcd has data. Of Bootstrap only.
 	AlreadyBootstrapped Outcome = "already bootstrapped"
-	// NotYet: refused for now (time not in sync, no container runtime), or
-	// nobody answered. Nothing has happened.
+	// NotYet: refused for now (time not in sync, no container runtime, a reset
+	// under way), or nobody answered. Nothing has happened.
 	NotYet Outcome = "not yet"
 	// Unknown: the call left and no answer came.
 	Unknown Outcome = "unknown"
-	// WrongMachine: not a control plane.
+	// WrongMachine: not a control plane. Of Bootstrap only.
 	WrongMachine Outcome = "wrong machine"
 	// Denied: the machine does not take our certificate, or has one of another
-	// CA. Nothing has happened.
+	// CA, or knows no such call. Nothing has happened.
 	Denied Outcome = "denied"
 )
 

@@ -41,6 +41,11 @@ type fakeMachine struct {
 	services   []*machineapi.ServiceInfo
 	bootstrap  func(context.Context) error
 	bootstraps atomic.Int32
+
+	reset   func(context.Context, *machineapi.ResetRequest) error
+	members func(context.Context) (*machineapi.EtcdMemberListResponse, error)
+	remove  func(context.Context, uint64) error
+	calls   atomic.Int32 // of these three
 }
 
 func (f *fakeMachine) Version(context.Context, *emptypb.Empty) (*machineapi.VersionResponse, error) {
