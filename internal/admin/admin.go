@@ -52,6 +52,7 @@ type Server struct {
 	cfg      Config
 	inv      Inventory
 	talos    Talos
+	guards   Guards
 	blobs    Blobs
 	log      zerolog.Logger
 	watchers chan struct{} // one token for each follower of the events
@@ -59,7 +60,7 @@ type Server struct {
 }
 
 // New returns a server. It does no I/O.
-func New(cfg Config, inv Inventory, talos Talos, blobs Blobs, log zerolog.Logger) *Server {
+func New(cfg Config, inv Inventory, talos Talos, guards Guards, blobs Blobs, log zerolog.Logger) *Server {
 	if cfg.MaxBlob == 0 {
 		cfg.MaxBlob = 1 << 30
 	}
@@ -69,7 +70,7 @@ func New(cfg Config, inv Inventory, talos Talos, blobs Blobs, log zerolog.Logger
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Server{cfg: cfg, inv: inv, talos: talos, blobs: blobs, log: log, watchers: make(chan struct{}, cfg.MaxWatchers)}
+	s := &Server{cfg: cfg, inv: inv, talos: talos, guards: guards, blobs: blobs, log: log, watchers: make(chan struct{}, cfg.MaxWatchers)}
 	router, _ := s.router()
 	s.handler = s.guard(s.logged(s.reading(router)))
 	return s
@@ -138,6 +139,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 		Transformers:                 []huma.Transformer{withoutValues},
 	})
 	s.machineRoutes(doc)
+	s.reimageRoutes(doc)
 	s.configRoutes(doc)
 	s.clusterRoutes(doc)
 	s.imageRoutes(doc)

@@ -91,12 +91,16 @@ func machineOf(v inventory.View, now time.Time) api.Machine {
 			Stage: string(f.Stage), Ready: f.Ready, APIAt: f.APIAt,
 			ConfigError: f.ConfigError, ConfigHash: f.ConfigHash, ConfigAt: f.ConfigAt,
 			Installs: api.Order{Ordered: f.Install.Ordered, Done: f.Install.Done},
+			Reimage:  reimageOf(&f.Reimage),
 		},
 	}
 	if i := f.Identified; i.By != "" {
 		m.Facts.Identified = &api.Identified{
 			By: string(i.By), MAC: string(i.MAC), Client: string(i.Client), Peer: text(i.Peer), Relay: text(i.Relay), Port: i.Port,
 		}
+	}
+	if h := f.Holds; h.Cluster != "" {
+		m.Facts.Holds = &api.Membership{Cluster: h.Cluster, Role: string(h.Role), Epoch: h.Epoch}
 	}
 	if b := f.Current(); b != nil {
 		boot := bootOf(b)
@@ -222,7 +226,7 @@ func bootstrapOf(b *inventory.Bootstrap) api.Bootstrap {
 		return api.Bootstrap{State: "waiting"}
 	}
 	out := api.Bootstrap{
-		State: "waiting", Epoch: b.Epoch, Machine: b.Machine, ClaimedAt: b.ClaimedAt, CalledAt: b.CalledAt,
+		State: "waiting", Epoch: b.Epoch, Old: b.Old, Machine: b.Machine, ClaimedAt: b.ClaimedAt, CalledAt: b.CalledAt,
 		DoneAt: b.DoneAt, Attempts: b.Attempts, Reason: b.Reason,
 	}
 	switch {

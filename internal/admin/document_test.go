@@ -169,7 +169,7 @@ func TestNothingIsLost(t *testing.T) {
 			Addressing: inventory.Static, Install: inventory.InstallTarget{Disk: "/dev/sda", Image: "i"}, Patches: []string{"a"},
 			ControlPlanePatches: []string{"b"}, WorkerPatches: []string{"c"}, KernelArgs: []string{"x=y"},
 		}
-		noneZero(t, *c, "Created", "Rev", "Imported", "Install.DiskSelector")
+		noneZero(t, *c, "Created", "Rev", "Imported", "Epoch", "Install.DiskSelector")
 		got, err := s.clusterFrom(specOfCluster(c), nil)
 		if err != nil || !reflect.DeepEqual(got, c) {
 			t.Errorf("%+v\nbecame %+v: %v", c, got, err)

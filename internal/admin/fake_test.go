@@ -257,6 +257,7 @@ func (b *fakeBlobs) CheckInitramfs(blob inventory.Blob) error {
 
 // rig is a server on a real Keeper.
 type rig struct {
+	guards fakeGuards
 	*Server
 	t      testing.TB
 	store  *memStore
@@ -283,6 +284,24 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
+// fakeGuards refuse what they are told to, but for who gives the word.
+type fakeGuards struct {
+	refuse   string
+	released []string
+}
+
+func (g *fakeGuards) MayGo(_ context.Context, _ inventory.View, destroy bool) (bool, string, error) {
+	return g.refuse == "" || destroy, g.refuse, nil
+}
+
+func (g *fakeGuards) Release(_ context.Context, v inventory.View, destroy bool) error {
+	if g.refuse != "" && !destroy {
+		return fmt.Errorf("%s: %w", g.refuse, inventory.ErrRefused)
+	}
+	g.released = append(g.released, v.Machine.Name)
+	return nil
+}
+
 func newRig(t testing.TB, cfg Config) *rig {
 	t.Helper()
 	r := &rig{
@@ -304,7 +323,7 @@ func newRig(t testing.TB, cfg Config) *rig {
 		t.Fatal(err)
 	}
 	cfg.Version = cmp.Or(cfg.Version, "v0.0.0-test")
-	r.Server = New(cfg, r.keeper, r.talos, r.blobs, zerolog.New(r.logs))
+	r.Server = New(cfg, r.keeper, r.talos, &r.guards, r.blobs, zerolog.New(r.logs))
 	return r
 }
 

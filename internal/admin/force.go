@@ -35,12 +35,12 @@ func (f Force) allow(v inventory.View, m *inventory.Machine) error {
 	} else {
 		what = "running " + what
 	}
-	refuse := func(field, format string, args ...any) error {
+	refuse := func(field, fix, format string, args ...any) error {
 		return &inventory.FieldError{Field: field, Problem: fmt.Sprintf("%s is a %s: ", old.Name, what) + fmt.Sprintf(format, args...),
-			Fix: "if it is meant, --yes, or force=true in the API", Err: inventory.ErrRefused}
+			Fix: fix + "if it is meant, --yes, or force=true in the API", Err: inventory.ErrRefused}
 	}
 	if m == nil {
-		return refuse("path.machine", "it would run on, unknown to provisiond, and may be installed again once it is registered again")
+		return refuse("path.machine", "", "it would run on, unknown to provisiond, and may be installed again once it is registered again")
 	}
 	var errs []error
 	for _, c := range []struct{ field, from, to string }{
@@ -49,7 +49,11 @@ func (f Force) allow(v inventory.View, m *inventory.Machine) error {
 		{"address", text(old.Address), text(m.Address)},
 	} {
 		if c.from != c.to {
-			errs = append(errs, refuse(c.field, "its config says %s %s, and provisiond would go by %s", c.field, cmp.Or(c.from, "none"), cmp.Or(c.to, "none")))
+			fix := ""
+			if c.field != "address" {
+				fix = fmt.Sprintf("to install it as that: provisiond machine reimage %s --%s %s; ", old.Name, c.field, cmp.Or(c.to, "…"))
+			}
+			errs = append(errs, refuse(c.field, fix, "its config says %s %s, and provisiond would go by %s", c.field, cmp.Or(c.from, "none"), cmp.Or(c.to, "none")))
 		}
 	}
 	return errors.Join(errs...)

@@ -47,7 +47,7 @@ func (s *Server) machineRoutes(doc huma.API) {
 		Summary: "Change fields of a machine", Description: "A JSON merge patch (RFC 7396): null removes a field, a list is replaced whole. " + forced},
 		s.patchMachine, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "delete-machine", Method: http.MethodDelete, Path: "/machines/{machine}", Tags: tags,
-		Summary: "Forget a machine", Description: "The machine itself is not touched; seen again, it is a discovered one. One that has its config is forgotten only if force is true."},
+		Summary: "Forget a machine", Description: "The machine itself is not touched; seen again, it is a discovered one. One that has its config is forgotten only if force is true; a control plane leaves etcd first, which is refused with the numbers where etcd's quorum would go."},
 		s.deleteMachine, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed)
 	register(s, doc, huma.Operation{OperationID: "list-boots", Method: http.MethodGet, Path: "/machines/{machine}/boots", Tags: tags,
 		Summary: "List the last boots of a machine", Description: "Newest first, each with the time of its steps."}, s.listBoots, http.StatusNotFound)
@@ -328,6 +328,7 @@ func (s *Server) deleteMachine(ctx context.Context, in *struct {
 	MachinePath
 	Precondition
 	Force
+	DestroyCluster string `query:"destroyCluster" doc:"The name of its cluster, as the word that the cluster may be lost with it: needed where etcd's quorum or its last control plane would go"`
 }) (*struct{}, error) {
 	v, err := s.inv.Machine(ctx, in.Ref)
 	if err != nil {
@@ -338,6 +339,13 @@ func (s *Server) deleteMachine(ctx context.Context, in *struct {
 		return nil, err
 	}
 	if err := in.allow(v, nil); err != nil {
+		return nil, err
+	}
+	destroy, err := destroys(in.DestroyCluster, "query.destroyCluster", v.Facts.Holds.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.guards.Release(ctx, v, destroy); err != nil {
 		return nil, err
 	}
 	return nil, s.inv.DeleteMachine(ctx, v.Machine.Name, rev)

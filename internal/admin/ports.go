@@ -35,6 +35,18 @@ type Machines interface {
 	CheckMachine(ctx context.Context, m *inventory.Machine) error
 	// DeleteMachine removes a machine that is at rev, else ErrConflict.
 	DeleteMachine(ctx context.Context, name string, rev uint64) error
+	// Record folds an event into what is known of its machine, or ErrRefused.
+	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
+}
+
+// Guards keep the etcd of a cluster from what would be done to its machines.
+type Guards interface {
+	// MayGo says whether a machine may be wiped or forgotten, and why, in words.
+	// destroy is the operator's word that its cluster may be lost.
+	MayGo(ctx context.Context, v inventory.View, destroy bool) (ok bool, reason string, err error)
+	// Release is MayGo, and has the machine leave etcd then. It returns ErrRefused
+	// where MayGo says no.
+	Release(ctx context.Context, v inventory.View, destroy bool) error
 }
 
 // Clusters are the clusters. Their secrets go in and never come out.
@@ -50,6 +62,9 @@ type Clusters interface {
 	// DeleteCluster removes a cluster and its secrets, or ErrRefused while
 	// machines belong to it.
 	DeleteCluster(ctx context.Context, name string, rev uint64) error
+	// ResetCluster begins the next life of a cluster, with new secrets, and returns
+	// the machines of the one that is given up.
+	ResetCluster(ctx context.Context, name string, epoch uint64, secrets []byte, dead []string) ([]string, error)
 }
 
 // Images are the sets of boot assets.

@@ -18,7 +18,7 @@ func TestReadOnly(t *testing.T) {
 		"/machines", "/machines/{machine}", "/machines/{machine}/boots", "/machines/{machine}/config", "/machines/{machine}/diff", "/status", "/version",
 	}
 	r := seed(t, Config{})
-	server := New(Config{ReadOnly: true}, r.keeper, r.talos, r.blobs, r.log).Handler()
+	server := New(Config{ReadOnly: true}, r.keeper, r.talos, nil, r.blobs, r.log).Handler()
 	ask := func(method, path string) *httptest.ResponseRecorder {
 		rec := httptest.NewRecorder()
 		server.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), method, "http://[::1]"+path, strings.NewReader("{}")))

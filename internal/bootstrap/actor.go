@@ -141,7 +141,11 @@ func (a *Actor) advance(ctx context.Context, name string) (time.Duration, error)
 		if err != nil {
 			return 0, err
 		}
-		s := next(*b, cl.Imported, probes, time.Now())
+		old, err := a.old(ctx, cl, b)
+		if err != nil {
+			return 0, err
+		}
+		s := next(*b, cl.Imported, old, probes, time.Now())
 		if s.act == wait {
 			return s.again, a.keepReason(ctx, b, s.reason)
 		}
@@ -191,6 +195,22 @@ func (a *Actor) do(ctx context.Context, cl *inventory.Cluster, secrets *inventor
 	return nil // no answer: the record says ambiguous, and stays so
 }
 
+// old names the machines that may still hold data of the life before the reset.
+func (a *Actor) old(ctx context.Context, cl *inventory.Cluster, b *inventory.Bootstrap) (names []string, err error) {
+	for _, name := range b.Old {
+		v, err := a.inv.Machine(ctx, name)
+		if errors.Is(err, inventory.ErrNotFound) {
+			continue // removing it took the word that its cluster may be lost
+		} else if err != nil {
+			return nil, err
+		}
+		if h := v.Facts.Holds; h.Cluster == cl.Name && h.Epoch < b.Epoch {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
 // probe looks at every control plane the inventory knows, all at once.
 func (a *Actor) probe(ctx context.Context, cl *inventory.Cluster, secrets *inventory.Secrets) (map[string]netip.Addr, []Probe, error) {
 	names, err := a.inv.Members(ctx, cl.Name, inventory.ControlPlane)
@@ -216,7 +236,12 @@ func (a *Actor) probe(ctx context.Context, cl *inventory.Cluster, secrets *inven
 	for i, v := range planes {
 		// The secrets were made here, so a machine whose API we never saw cannot
 		// hold etcd data of this cluster, unless others ran the cluster before us.
-		mayHaveData := cl.Imported || !v.Facts.APIAt.IsZero()
+		holds := v.Facts.Holds
+		if holds.Cluster == cl.Name && holds.Epoch != cl.Epoch {
+			probes[i] = Probe{Machine: v.Machine.Name, Err: "is of an earlier life of the cluster"}
+			continue
+		}
+		mayHaveData := cl.Imported || (v.Facts.HoldsEtcd(cl) || holds.Cluster == "") && !v.Facts.APIAt.IsZero()
 		if !mayHaveData && v.Facts.ConfigAt.IsZero() {
 			probes[i] = Probe{Machine: v.Machine.Name, Err: "has not booted yet"}
 			continue

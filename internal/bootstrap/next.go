@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/provisiond/provisiond/internal/inventory"
@@ -85,9 +86,10 @@ const retryAmbiguous = 2 * time.Minute
 // answer (ambiguous: only the same machine, after a while), an accepted call
 // (never repeated, etcd is watched).
 //
-// An imported cluster is taken to run already, on machines that need not be
+// old are machines of the life before a reset: as long as there is one, that life is not
+// over. An imported cluster is taken to run already, on machines that need not be
 // registered here: it is watched and never bootstrapped.
-func next(b inventory.Bootstrap, imported bool, probes []Probe, now time.Time) step {
+func next(b inventory.Bootstrap, imported bool, old []string, probes []Probe, now time.Time) step {
 	if b.Done() {
 		return step{act: wait, reason: b.Reason}
 	}
@@ -101,6 +103,9 @@ func next(b inventory.Bootstrap, imported bool, probes []Probe, now time.Time) s
 	}
 	if imported {
 		return step{act: wait, reason: "it was imported, so it is taken to run already and is never bootstrapped; import it with --new if it never was", again: poll}
+	}
+	if len(old) > 0 {
+		return step{act: wait, reason: fmt.Sprintf("%s may hold etcd data of the life before the reset: waiting until reimaged, or declared dead", strings.Join(old, ", ")), again: poll}
 	}
 	// Nobody may be called while somebody could hold the data of a cluster that
 	// exists: a second bootstrap would make a second cluster of it.

@@ -74,7 +74,7 @@ func TestNext(t *testing.T) {
 		{"over", over, []Probe{waiting("cp-1"), waiting("cp-2")}, 24 * time.Hour, wait, "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := next(tt.b, false, tt.probes, t0.Add(tt.after))
+			s := next(tt.b, false, nil, tt.probes, t0.Add(tt.after))
 			if s.act != tt.act || s.machine != tt.machine || !strings.Contains(s.reason, tt.reason) {
 				t.Errorf("next = %+v, want act %d of %q because %q", s, tt.act, tt.machine, tt.reason)
 			}
@@ -85,10 +85,10 @@ func TestNext(t *testing.T) {
 // TestImportedIsNeverBootstrapped: its machines may run where we do not look.
 func TestImportedIsNeverBootstrapped(t *testing.T) {
 	b := inventory.Bootstrap{Cluster: "prod", Epoch: 1}
-	if s := next(b, true, []Probe{waiting("new-1"), waiting("new-2")}, t0); s.act != wait || !strings.Contains(s.reason, "imported") {
+	if s := next(b, true, nil, []Probe{waiting("new-1"), waiting("new-2")}, t0); s.act != wait || !strings.Contains(s.reason, "imported") {
 		t.Errorf("two blank control planes of an imported cluster: %+v", s)
 	}
-	if s := next(b, true, []Probe{waiting("new-1"), running("cp-1")}, t0); s.act != done {
+	if s := next(b, true, nil, []Probe{waiting("new-1"), running("cp-1")}, t0); s.act != done {
 		t.Errorf("an imported cluster that runs: %+v", s)
 	}
 }
@@ -125,7 +125,7 @@ func TestNextNeverTwice(t *testing.T) {
 			probes = append(probes, p)
 		}
 		imported := rng.IntN(4) == 0
-		s := next(b, imported, probes, t0)
+		s := next(b, imported, nil, probes, t0)
 		switch s.act {
 		case call:
 			if imported || s.machine != b.Machine || b.Called() || b.Done() || etcdSeen || unsure || b.Ambiguous && t0.Sub(b.SentAt) < retryAmbiguous {

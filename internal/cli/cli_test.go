@@ -127,7 +127,7 @@ func startDaemon(t testing.TB, dir string) *daemon {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- admin.New(admin.Config{Version: "v0.0.0-server"}, keeper, talosStub{}, blobs{files}, zerolog.Nop()).Serve(ctx, ln)
+		done <- admin.New(admin.Config{Version: "v0.0.0-server"}, keeper, talosStub{}, guardStub{}, blobs{files}, zerolog.Nop()).Serve(ctx, ln)
 	}()
 	return &daemon{"unix://" + socket, keeper, func() {
 		cancel()
@@ -327,7 +327,7 @@ func TestFollow(t *testing.T) {
 
 // TestReadOnlyServer says where to go instead, also to who sends it much.
 func TestReadOnlyServer(t *testing.T) {
-	api := admin.New(admin.Config{ReadOnly: true}, nil, talosStub{}, nil, zerolog.Nop())
+	api := admin.New(admin.Config{ReadOnly: true}, nil, talosStub{}, nil, nil, zerolog.Nop())
 	server := httptest.NewServer(api.Handler())
 	defer server.Close()
 	large := filepath.Join(t.TempDir(), "kernel")
@@ -375,3 +375,12 @@ func TestProgressOnlyForPeople(t *testing.T) {
 		}
 	}
 }
+
+// guardStub lets every machine go.
+type guardStub struct{}
+
+func (guardStub) MayGo(context.Context, inventory.View, bool) (bool, string, error) {
+	return true, "", nil
+}
+
+func (guardStub) Release(context.Context, inventory.View, bool) error { return nil }

@@ -13,7 +13,7 @@ import (
 
 func (a *app) clusterCommand() *cobra.Command {
 	cmd := group("cluster", "Create, import and look at clusters",
-		a.clusterCreate(), a.clusterImport(), a.clusterSet(), a.clusterList(), a.clusterShow(), a.clusterDelete(),
+		a.clusterCreate(), a.clusterImport(), a.clusterSet(), a.clusterList(), a.clusterShow(), a.clusterReset(), a.clusterDelete(),
 		a.clusterAccess("talosconfig", "Make a talosconfig for an administrator, to be used with talosctl"),
 		a.clusterAccess("kubeconfig", "Make a kubeconfig for an administrator, to be used with kubectl"))
 	cmd.Aliases = []string{"clusters"}

@@ -18,7 +18,7 @@ import (
 
 func (a *app) machineCommand() *cobra.Command {
 	cmd := group("machine", "Register, change and look at machines",
-		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineDelete(), a.machineConfig(), a.machineDiff())
+		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineDelete(), a.machineReimage(), a.machineConfig(), a.machineDiff())
 	cmd.Aliases = []string{"machines"}
 	return cmd
 }
@@ -201,8 +201,14 @@ func describeMachine(w io.Writer, m *api.Machine) {
 	pair(w, "since", when(m.Phase.Since))
 	pair(w, "reason", m.Phase.Reason)
 	pair(w, "next boot", m.Plan.Action+": "+m.Plan.Reason)
+	if r := m.Facts.Reimage; r != nil {
+		pair(w, "reimage", fmt.Sprintf("order %d, %s: %s", r.Order, r.State, r.Reason))
+	}
 	pair(w, "role", m.Role)
 	pair(w, "cluster", m.Cluster)
+	if h := m.Facts.Holds; h != nil && (h.Cluster != m.Cluster || h.Role != m.Role) {
+		pair(w, "its disk says", h.Role+" of "+h.Cluster)
+	}
 	pair(w, "address", m.Address)
 	pair(w, "macs", strings.Join(m.MACs, " "))
 	pair(w, "image", m.Image)
@@ -280,9 +286,18 @@ func (a *app) machineBoots() *cobra.Command {
 
 func (a *app) machineDelete() *cobra.Command {
 	cmd := &cobra.Command{Use: "delete MACHINE...", Aliases: []string{"rm"}, Short: "Forget machines; nothing is done to them", Args: cobra.MinimumNArgs(1),
-		Long: "Forget machines; nothing is done to them. One that runs, or has fetched its config, is forgotten only with --yes."}
+		Long: "Forget machines; nothing is done to them. One that runs, or has fetched its config, is forgotten only with --yes.\n" +
+			"A control plane leaves etcd first, and is refused with the numbers where that would take etcd's quorum."}
 	force := bindYes(cmd)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error { return a.remove(cmd, args, force(), "machines") }
+	var destroy string
+	bindDestroy(cmd, &destroy)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		q := force()
+		if destroy != "" {
+			q.Set("destroyCluster", destroy)
+		}
+		return a.remove(cmd, args, q, "machines")
+	}
 	return cmd
 }
 

@@ -33,6 +33,7 @@ import (
 	"github.com/provisiond/provisiond/internal/loaders"
 	"github.com/provisiond/provisiond/internal/monitor"
 	"github.com/provisiond/provisiond/internal/ndp"
+	"github.com/provisiond/provisiond/internal/reimage"
 	"github.com/provisiond/provisiond/internal/talos"
 	"github.com/provisiond/provisiond/internal/tftp"
 )
@@ -133,7 +134,8 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.configs = newConfigs(keeper, cfg, d.addrs.Events)
-	api := machineAPI{talos.NewClient(talos.ClientOptions{Proxy: cfg.TalosProxy}, component(o.Log, "talos"))}
+	client := talos.NewClient(talos.ClientOptions{Proxy: cfg.TalosProxy}, component(o.Log, "talos"))
+	api := machineAPI{client}
 
 	leases := dhcpv6.New(dhcpv6.Config{ServerDUID: duid, Boot: urls}, keeper, dhcpv6.NewKernelNeighbours(), component(o.Log, "dhcpv6"))
 	d.run("dhcpv6", func(ctx context.Context) error { return leases.Serve(ctx, sockets.dhcpv6) })
@@ -142,13 +144,15 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	}
 	d.run("bootstrap", bootstrap.New(keeper, api, component(o.Log, "bootstrap")).Run)
 	d.run("monitor", monitor.New(keeper, api, component(o.Log, "monitor")).Run)
+	d.run("reimage", reimage.New(keeper, resets{client}, component(o.Log, "reimage")).Run)
 	d.run("sweep", func(ctx context.Context) error { return d.sweep(ctx, blobs) })
 	d.run("disk", func(ctx context.Context) error { return watchDisk(ctx, cfg.Data, component(o.Log, "disk")) })
 	for _, l := range sockets.api {
 		// The socket is root's alone. Any user of this host reaches the TCP port, so
 		// it shows what is there, and neither changes it nor hands out secrets.
 		readOnly := l.Addr().Network() != "unix"
-		operators := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, DHCPv6: askedServer{leases}}, keeper, d.configs, uploads{blobs}, component(o.Log, "api"))
+		operators := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, DHCPv6: askedServer{leases}}, keeper, d.configs,
+			guards{reimage.NewGuard(keeper, resets{client})}, uploads{blobs}, component(o.Log, "api"))
 		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return operators.Serve(ctx, l) })
 	}
 	return d, nil

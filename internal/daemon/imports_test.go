@@ -20,6 +20,7 @@ var ours = map[string][]string{
 	"internal/boltstore":           {"internal/inventory"},
 	"internal/bootstrap":           {"internal/inventory"},
 	"internal/monitor":             {"internal/inventory"},
+	"internal/reimage":             {"internal/inventory"},
 	"internal/dhcpv6":              {"internal/inventory"},
 	"internal/ndp":                 {"internal/inventory"},
 	"internal/tftp":                {"internal/inventory"},

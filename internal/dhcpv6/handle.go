@@ -181,7 +181,7 @@ func (s *Server) respond(ctx context.Context, x *exchange) (*reply, error) {
 	if boots(x.client) && kind == dhcpv6.MessageTypeReply && (rapid || x.kind == dhcpv6.MessageTypeRequest || x.kind == dhcpv6.MessageTypeInformationRequest) {
 		e := x.event(inventory.Offered)
 		e.Plan, e.Message = x.plan.Action, x.plan.Reason
-		if _, err := s.inv.Record(ctx, e); err != nil && x.plan.Action == inventory.Install {
+		if _, err := s.inv.Record(ctx, e); err != nil && x.plan.Action.Netboots() {
 			return nil, fmt.Errorf("recording the offer to %s: %w", x.mac, err)
 		}
 	}
@@ -218,7 +218,7 @@ func (s *Server) decide(ctx context.Context, x *exchange) (err error) {
 		}
 	}
 	x.plan = inventory.PlanBoot(x.view)
-	if !boots(x.client) || x.plan.Action != inventory.Install {
+	if !boots(x.client) || !x.plan.Action.Netboots() {
 		return nil
 	}
 	if unrecorded != nil {

@@ -2,6 +2,7 @@ package httpconfig
 
 import (
 	"encoding/hex"
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -34,10 +35,16 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 		s.hold(w, r, e, "this iPXE is for an architecture that Talos does not run on; boot the one for x86_64 or arm64")
 		return
 	}
-	s.answer(w, r, e)
+	s.answer(w, r, e, q.Get("retry"))
 }
 
-func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Event) {
+// wipeArg has Talos wipe its system disk and reboot
+// (internal/app/machined/pkg/runtime/v1alpha1/v1alpha1_sequencer.go, wipeDisks).
+const wipeArg = "talos.experimental.wipe=system"
+
+// answer makes the script. retry is the token of the script that the machine could not
+// start, empty if there was none.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Event, retry string) {
 	ctx := r.Context()
 	again := s.again(e)
 	view, err := s.Inventory.View(ctx, e.MAC, e.Arch)
@@ -46,32 +53,40 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 		text(w, http.StatusOK, retryScript("the inventory does not answer", again))
 		return
 	}
-	plan := inventory.PlanBoot(view)
+	plan := inventory.PlanRetry(view, retry)
 	e.Plan, e.Message = plan.Action, plan.Reason
 	if view.Machine != nil {
 		e.Machine = view.Machine.Name
 	}
-	if plan.Action == inventory.Install && view.Image == nil {
+	if plan.Action.Netboots() && view.Image == nil {
 		plan = inventory.Plan{Action: inventory.Hold, Reason: "there is no boot image for " + e.Machine}
 		e.Plan = plan.Action
 	}
-	if plan.Action != inventory.Install {
+	if !plan.Action.Netboots() {
 		s.hold(w, r, e, plan.Reason)
 		return
 	}
 
+	if b := view.Facts.Current(); plan.Action == inventory.Wipe && b != nil && retry == b.Token {
+		e.Boot = b.Number
+	}
 	// The config is made now: a mistake in it is shown on the machine's console
-	// instead of after a boot, and when it is fetched it is at hand.
+	// instead of after a boot, and when it is fetched it is at hand. That goes for a
+	// wipe, too: the install comes next.
 	if _, err := s.Configs.Config(ctx, view); err != nil {
 		s.broken(w, r, e, err)
 		return
 	}
 	// Recorded first: the token in the script must be known when the machine,
-	// or we, come back from a power cut.
+	// or we, come back from a power cut; and a wipe is asked for once.
 	e.Time = time.Now()
 	after, err := s.Inventory.Record(ctx, e)
 	if err == nil && (after.Machine == nil || after.Facts.Current() == nil) {
 		err = inventory.ErrNotFound // removed between the two
+	}
+	if errors.Is(err, inventory.ErrRefused) { // another request was first
+		text(w, http.StatusOK, retryScript(err.Error(), again))
+		return
 	}
 	if err != nil {
 		s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot record a boot, so no script is given")
@@ -84,6 +99,10 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 	if err != nil {
 		s.broken(w, r, e, err)
 		return
+	}
+	if plan.Action == inventory.Wipe {
+		line += " " + wipeArg
+		again = withQuery(again, "retry", boot.Token)
 	}
 	body, err := installScript(
 		e.Machine+" starts Talos "+view.Image.Version+": "+plan.Reason,
@@ -126,16 +145,21 @@ func (s *Server) broken(w http.ResponseWriter, r *http.Request, e inventory.Even
 
 // again is the URL by which a script asks for its successor.
 func (s *Server) again(e inventory.Event) string {
-	u := s.config.URLs.Script(e.MAC, e.Arch)
-	for _, p := range [][2]string{{"uuid", e.UUID}, {"serial", e.Serial}} {
-		if p[1] == "" {
+	return withQuery(s.config.URLs.Script(e.MAC, e.Arch), "uuid", e.UUID, "serial", e.Serial)
+}
+
+// withQuery adds parameters, names and values in turn, to a URL. Those that are empty
+// are left out.
+func withQuery(u string, params ...string) string {
+	for ; len(params) >= 2; params = params[2:] {
+		if params[1] == "" {
 			continue
 		}
 		sep := "&"
 		if !strings.Contains(u, "?") {
 			sep = "?"
 		}
-		u += sep + p[0] + "=" + url.QueryEscape(p[1])
+		u += sep + params[0] + "=" + url.QueryEscape(params[1])
 	}
 	return u
 }

@@ -155,10 +155,12 @@ func (s *Server) admit(ctx context.Context, f *fetch) {
 // plan asks the one boot decision.
 func (s *Server) plan(_ context.Context, f *fetch) {
 	switch plan := inventory.PlanBoot(f.view); {
+	case f.boot.Plan == inventory.Wipe:
+		f.is(http.StatusNoContent, "this boot is to wipe the disk and nothing else")
 	case plan.Action == inventory.Install:
-	case plan.Action == inventory.Disk && f.boot.Plan == inventory.Install:
+	case plan.Action != inventory.Hold && f.boot.Plan == inventory.Install:
 		// It was told to install and is not done: what used up the order was
-		// another boot, and this one hangs without a config.
+		// another boot, or it is to be wiped afterwards. Without a config it hangs.
 	case plan.Action == inventory.Hold:
 		f.is(http.StatusNoContent, plan.Reason)
 	default:

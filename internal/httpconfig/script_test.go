@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/provisiond/provisiond/internal/inventory"
 )
@@ -213,4 +214,61 @@ func FuzzPlain(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestWipeScript: it is given once, and once more to who asks with its token; then
+// comes the install. Its boot is given no config.
+func TestWipeScript(t *testing.T) {
+	r := newRack(t)
+	r.keeper.change(func(v *inventory.View) {
+		v.Facts.Install = inventory.Order{Ordered: 1, Done: 1}
+		v.Facts.Reimage = inventory.Reimage{Order: inventory.Order{Ordered: 1}, ClearedAt: time.Now()}
+	})
+	const path = scriptPath + "?arch=x86_64"
+	first := r.ask("GET", path, stable).Body.String()
+	retry := "retry=" + token
+	if !strings.Contains(first, " "+wipeArg+" ") && !strings.Contains(first, " "+wipeArg+"\n") || !strings.Contains(first, retry) {
+		t.Fatalf("the first script is\n%s", first)
+	}
+	if f := r.keeper.view.Facts; !f.Reimage.Claimed() || f.Reimage.Via != inventory.ViaNetboot || f.Install.Ordered != 2 {
+		t.Fatalf("the script went out, and the facts are %+v", f.Reimage)
+	}
+	if again := r.ask("GET", path+"&"+retry, stable).Body.String(); !strings.Contains(again, wipeArg) {
+		t.Errorf("who could not start it gets\n%s", again)
+	}
+	if n := r.keeper.view.Facts.Reimage.Attempts; n != 1 {
+		t.Errorf("it counts as %d tries", n)
+	}
+	r.config.Hold = time.Millisecond
+	if code := r.ask("GET", configPath+token, stable).Code; code != http.StatusNoContent {
+		t.Errorf("its boot is given a config: %d", code)
+	}
+	if other := r.ask("GET", path, stable).Body.String(); strings.Contains(other, wipeArg) || !strings.Contains(other, "kernel ") {
+		t.Errorf("the next boot gets\n%s", other)
+	}
+	if late := r.ask("GET", path+"&"+retry, stable).Body.String(); strings.Contains(late, wipeArg) {
+		t.Errorf("later, its token gets\n%s", late)
+	}
+}
+
+// TestWipeIsClaimedOnce: of two requests at once, one is told to wipe.
+func TestWipeIsClaimedOnce(t *testing.T) {
+	r := newRack(t)
+	r.keeper.change(func(v *inventory.View) {
+		v.Facts.Install = inventory.Order{Ordered: 1, Done: 1}
+		v.Facts.Reimage = inventory.Reimage{Order: inventory.Order{Ordered: 1}, ClearedAt: time.Now()}
+	})
+	claimed := false
+	r.keeper.onRecord = func(inventory.Event) {
+		if !claimed { // the other one is first
+			claimed = true
+			var err error
+			if r.keeper.view, err = inventory.Apply(r.keeper.view, inventory.Event{Kind: inventory.ScriptServed, MAC: mac1, Plan: inventory.Wipe, Time: time.Now(), Token: "other"}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if script := r.ask("GET", scriptPath+"?arch=x86_64", stable).Body.String(); strings.Contains(script, wipeArg) || strings.Contains(script, "kernel ") || !strings.Contains(script, "sleep") {
+		t.Errorf("the second is told\n%s", script)
+	}
 }

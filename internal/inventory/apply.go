@@ -38,13 +38,26 @@ func apply(v View, e Event) (after View, tells bool, err error) {
 		v.Bootstrap = &b
 	}
 	if v.Machine != nil {
-		if e.Kind == Solicited && e.Plan == "" {
-			e.Plan = PlanBoot(v).Action
-		}
+		e.complete(v)
+		before := v
 		v.Facts = v.Facts.Clone()
-		tells = applyMachine(&v.Facts, e) || tells
+		told, err := applyReimage(&v.Facts, e)
+		if err != nil {
+			return before, false, err
+		}
+		tells = applyMachine(&v.Facts, e) || told || tells
 	}
 	return v, tells || e.Kind == ConfigRefused || e.Kind == Reported && e.Message != "", nil
+}
+
+// complete fills in what follows from what is known when the event happens.
+func (e *Event) complete(v View) {
+	switch {
+	case e.Kind == Solicited && e.Plan == "":
+		e.Plan = PlanBoot(v).Action
+	case (e.Kind == ConfigServed || e.Kind == APIAnswered) && e.Holds.Cluster == "" && v.Cluster != nil:
+		e.Holds = Membership{v.Cluster.Name, v.Machine.Role, v.Cluster.Epoch}
+	}
 }
 
 // applyMachine folds an event into f and says whether it tells something.
@@ -86,7 +99,8 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 			if !b.ConfigTo.IsValid() {
 				b.ConfigTo = e.Peer
 			}
-			f.ConfigHash, f.ConfigAt = e.Hash, e.Time
+			f.ConfigHash, f.ConfigAt, f.Holds = e.Hash, e.Time, e.Holds
+			wiped(f, b, e)
 			return true
 		}
 	case Reported:
@@ -171,12 +185,16 @@ func solicitedByIPXE(f *Facts, e Event) (tells bool) {
 // the addresses, or our record of it was lost in a crash).
 func scriptServed(f *Facts, e Event) (tells bool) {
 	b := f.Current()
-	if b == nil || !b.Config.IsZero() || !b.API.IsZero() || b.Plan == Disk && e.Plan != Disk {
+	if b == nil || !b.Config.IsZero() || !b.API.IsZero() || b.Plan == Disk && e.Plan != Disk || !b.Script.IsZero() && b.Plan == Wipe && e.Plan != Wipe {
 		b = begin(f, e)
 	} else {
 		b = f.change(0)
 	}
 	served, plan, failed := first(&b.Script, e.Time), set(&b.Plan, e.Plan), set(&b.Error, e.Error)
+	if e.Plan == Wipe && f.Reimage.Due() {
+		claimWipe(f, e, ViaNetboot)
+		f.Reimage.Boot = b.Number
+	}
 	order := e.Plan == Install && set(&b.Order, f.Install.Ordered)
 	return served || plan || failed || order
 }
@@ -188,14 +206,15 @@ func apiAnswered(f *Facts, e Event) (tells bool) {
 		f.APIAt = e.Time
 	}
 	tells = stage(f, e)
+	tells = notWiped(f, e) || tells
 	up := e.Stage == StageBooting || e.Stage == StageRunning
 	b := f.Current()
 	// An answer that arrives after a new boot began may still be the old
 	// system's: it counts for this boot only if this boot could have produced it.
 	// What came after the script may have been lost in a crash of ours; a first
 	// install has no old system that could answer instead.
-	mine := b == nil || b.Plan == Disk || !b.Config.IsZero() ||
-		e.Stage == StageRunning && (!b.Initramfs.IsZero() || f.Install.Ordered == 1 && !b.Script.IsZero())
+	mine := b == nil || b.Plan == Disk || b.Plan != Wipe && (!b.Config.IsZero() ||
+		e.Stage == StageRunning && (!b.Initramfs.IsZero() || f.Install.Ordered == 1 && !b.Script.IsZero()))
 	if !mine {
 		return tells
 	}
@@ -208,8 +227,11 @@ func apiAnswered(f *Facts, e Event) (tells bool) {
 		}
 		tells = true
 	}
-	if f.Install.Outstanding() && installed(f, b, e) {
+	if f.Install.Outstanding() && installed(f, e) {
 		f.Install.Done, f.Install.DoneAt = f.Install.Ordered, e.Time
+		if f.Holds.Cluster == "" {
+			f.Holds = e.Holds
+		}
 		tells = true
 	}
 	return tells
@@ -217,11 +239,12 @@ func apiAnswered(f *Facts, e Event) (tells bool) {
 
 // installed says whether an answer of the API is the evidence that uses up the
 // outstanding install order.
-func installed(f *Facts, b *Boot, e Event) bool {
-	switch {
-	case b != nil && !b.Config.IsZero():
-		// It fetched its config in the boot that serves the order, and runs.
-		return b.Order == f.Install.Ordered && (e.Stage == StageBooting || e.Stage == StageRunning)
+func installed(f *Facts, e Event) bool {
+	switch at := f.fetched(); {
+	case !at.IsZero():
+		// Its disk had no config when it fetched the one for this order, so what was
+		// there before is gone; but not an answer of it that is late.
+		return (e.Stage == StageBooting || e.Stage == StageRunning) && (e.Asked.IsZero() || !e.Asked.Before(at))
 	case f.Install.Ordered == 1:
 		// It runs a config of our CA that this database does not know it served:
 		// from its disk. The database was lost, or its last second in a crash, or

@@ -36,12 +36,14 @@ type Cluster struct {
 	// Imported is set when the secrets came from outside: such a cluster may
 	// already run, on machines that provisiond does not know.
 	Imported bool `json:"imported,omitempty"`
+	// Epoch is that of its Bootstrap.
+	Epoch uint64 `json:"epoch"`
 
 	Rev uint64 `json:"-"`
 }
 
-// Secrets is the Talos secrets bundle of a cluster, as YAML. It is made once,
-// by `cluster create` or `cluster import`, and never by serving a request: a
+// Secrets is the Talos secrets bundle of a cluster, as YAML. It is made by `cluster
+// create`, `cluster import` and `cluster reset`, and never by serving a request: a
 // lost database must not become a second cluster.
 type Secrets struct {
 	Cluster string `json:"cluster"`
@@ -57,6 +59,9 @@ type Bootstrap struct {
 	Cluster string `json:"cluster"`
 	// Epoch counts lives of the cluster. A reset starts a new one.
 	Epoch uint64 `json:"epoch"`
+	// Old are the machines that may still hold etcd data of the life before: none is
+	// bootstrapped while one of them does.
+	Old []string `json:"old,omitempty"`
 	// Machine holds the claim: the only machine that may be bootstrapped.
 	Machine   string    `json:"machine,omitempty"`
 	ClaimedAt time.Time `json:"claimedAt,omitzero"`

@@ -20,7 +20,7 @@ func (k *Keeper) CreateCluster(ctx context.Context, cl *Cluster, bundle []byte) 
 	}
 	now := time.Now().UTC()
 	stored := *cl
-	stored.Created = now
+	stored.Created, stored.Epoch = now, 1
 	key := Key{BucketClusters, cl.Name}
 	err := k.update(ctx, func() (Commit, error) {
 		old, err := getJSON[Cluster](ctx, k.store, key)
@@ -68,7 +68,7 @@ func (k *Keeper) PutCluster(ctx context.Context, cl *Cluster, rev uint64) (*Clus
 		if old.Rev != rev {
 			return Commit{}, fmt.Errorf("cluster %s was changed: %w", cl.Name, ErrConflict)
 		}
-		stored.Created, stored.Imported = old.Created, old.Imported
+		stored.Created, stored.Imported, stored.Epoch = old.Created, old.Imported, old.Epoch
 		var c Commit
 		if err := c.put(key, stored, rev); err != nil {
 			return c, err
@@ -100,11 +100,23 @@ func (k *Keeper) DeleteCluster(ctx context.Context, name string, rev uint64) err
 		if len(members) > 0 {
 			return Commit{}, fmt.Errorf("cluster %s still has %d machines, such as %s; move or remove them first: %w", name, len(members), members[0], ErrRefused)
 		}
+		for epoch := uint64(0); epoch <= old.Epoch; epoch++ {
+			holders, _, err := k.holders(ctx, name, epoch)
+			if err != nil {
+				return Commit{}, err
+			}
+			if len(holders) > 0 {
+				return Commit{}, fmt.Errorf("the disk of %s is still of cluster %s, whose keys would be gone; reimage or remove it first: %w", holders[0], name, ErrRefused)
+			}
+		}
 		c := Commit{
 			// A machine registered in this very instant is left in a cluster
 			// that does not exist, which PlanBoot holds and says so.
 			Checks: []Check{{Key{BucketClusters, name}, old.Rev}},
 			Writes: []Write{{Key: Key{BucketClusters, name}}, {Key: Key{BucketSecrets, name}}, {Key: Key{BucketBootstraps, name}}},
+		}
+		for epoch := range old.Epoch {
+			c.Writes = append(c.Writes, Write{Key: oldSecrets(name, epoch)})
 		}
 		c.log(Event{Time: time.Now().UTC(), Kind: ClusterRemoved, Cluster: name, Message: "removed with its secrets"})
 		return c, nil

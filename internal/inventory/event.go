@@ -50,6 +50,17 @@ const (
 	BootstrapDone     Kind = "bootstrap-done"     // etcd was seen running
 )
 
+// What became of a reimage.
+const (
+	ReimageOrdered   Kind = "reimage-ordered"
+	ReimageCancelled Kind = "reimage-cancelled"
+	ReimageWaits     Kind = "reimage-waits"   // what it waits for changed
+	ReimageCleared   Kind = "reimage-cleared" // nothing is left that the machine must not be taken from
+	WipeClaimed      Kind = "wipe-claimed"    // its API is about to be asked, durably
+	WipeAccepted     Kind = "wipe-accepted"   // answered OK
+	WipeDeclined     Kind = "wipe-declined"   // answered with a definite no
+)
+
 // What an operator did. These are for the log; the records are the truth.
 const (
 	Registered     Kind = "registered"
@@ -58,6 +69,7 @@ const (
 	ClusterCreated Kind = "cluster-created"
 	ClusterChanged Kind = "cluster-changed"
 	ClusterRemoved Kind = "cluster-removed"
+	ClusterReset   Kind = "cluster-reset"
 	ImageAdded     Kind = "image-added"
 	ImageRemoved   Kind = "image-removed"
 	SecretsRead    Kind = "secrets-read" // talosconfig, kubeconfig or an unredacted config left
@@ -93,6 +105,15 @@ type Event struct {
 	Ready  bool       `json:"ready,omitempty"`
 	Error  string     `json:"error,omitempty"`
 	Epoch  uint64     `json:"epoch,omitempty"`
+
+	AllDisks bool `json:"allDisks,omitempty"`
+	Graceful bool `json:"graceful,omitempty"`
+	Destroy  bool `json:"destroy,omitempty"`
+
+	// Holds is what a config makes of its machine. The Keeper fills it in.
+	Holds Membership `json:"holds,omitzero"`
+	// Asked is when the question left that the API answered; zero: unknown.
+	Asked time.Time `json:"-"`
 
 	// Token is a fresh random token for the boot this event may begin. The
 	// Keeper fills it in, so that Apply stays pure; it is never logged.

@@ -46,7 +46,11 @@ type Facts struct {
 	// Identified is what named the machine when it last asked for an address.
 	Identified Identification `json:"identified,omitzero"`
 
-	Install Order `json:"install"`
+	Install Order   `json:"install"`
+	Reimage Reimage `json:"reimage,omitzero"`
+	// Holds is what the machine's disk makes of it, as far as known: what the config
+	// says that it fetched last, or the inventory when it was first found running.
+	Holds Membership `json:"holds,omitzero"`
 	// Boots are newest first, at most maxBoots. Each is shared with other Facts and
 	// not modified: a change makes a new one.
 	Boots []*Boot `json:"boots,omitempty"`

@@ -172,9 +172,7 @@ func (k *Keeper) note(ctx context.Context, e Event) (after View, ok bool, err er
 	if err != nil {
 		return after, false, err
 	}
-	if e.Kind == Solicited && e.Plan == "" {
-		e.Plan = PlanBoot(after).Action
-	}
+	e.complete(after)
 	if after, err = Apply(after, e); err != nil || !k.notes.add(base.Machine.Name, e, base, upTo, after.Facts) {
 		return after, false, err
 	}

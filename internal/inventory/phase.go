@@ -18,6 +18,7 @@ const (
 	PhaseInstalling  Phase = "installing"  // has its config; installs and reboots
 	PhaseBooting     Phase = "booting"     // installed system comes up
 	PhaseReady       Phase = "ready"       // running and ready, by its own API
+	PhaseReimaging   Phase = "reimaging"   // its wipe was asked for; it has not netbooted since
 	PhaseStalled     Phase = "stalled"     // longer in a phase than it should
 	PhaseFailed      Phase = "failed"      // said itself that it cannot go on
 )
@@ -43,7 +44,7 @@ func StallAfter(p Phase) time.Duration {
 		return 10 * time.Minute
 	case PhaseInstalling:
 		return 30 * time.Minute
-	case PhaseBooting:
+	case PhaseBooting, PhaseReimaging:
 		return 20 * time.Minute
 	}
 	return 0
@@ -66,6 +67,8 @@ func stallReason(p Phase) string {
 		return "has its config but its API does not answer: is the installer image reachable from the machine?"
 	case PhaseBooting:
 		return "its API answers but it is not ready: see its unmet conditions"
+	case PhaseReimaging:
+		return "its wipe was asked for and it has not netbooted since: is the network in its boot order, and the machine on?"
 	}
 	return ""
 }
@@ -87,6 +90,19 @@ func PhaseOf(v View, now time.Time) State {
 
 // progress is PhaseOf without the clock.
 func progress(v View) State {
+	f := &v.Facts
+	s := bootProgress(v)
+	switch r := &f.Reimage; {
+	case !r.Outstanding():
+	case !r.Claimed():
+		s.Reason = fmt.Sprintf("reimage order %d: %s", r.Ordered, r.Reason)
+	case f.Current() == nil || f.Current().Plan != Install || !f.Current().Started.After(r.ClaimedAt):
+		return State{Phase: PhaseReimaging, Since: r.ClaimedAt, Reason: r.Reason}
+	}
+	return s
+}
+
+func bootProgress(v View) State {
 	f := &v.Facts
 	b := f.Current()
 	switch {

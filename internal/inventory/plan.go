@@ -12,6 +12,10 @@ const (
 	Disk    Action = "disk"    // fall through to the disk at once
 )
 
+// Netboots reports whether the machine is given a boot URL and a script that starts
+// Talos.
+func (a Action) Netboots() bool { return a == Install || a == Wipe }
+
 // Plan is the boot decision with its reason, in the words an operator reads in
 // the log, the API and on the page.
 type Plan struct {
@@ -41,6 +45,8 @@ func PlanBoot(v View) Plan {
 	switch m := v.Machine; {
 	case m == nil:
 		return Plan{Hold, "this MAC is not registered"}
+	case v.Facts.Reimage.Outstanding() && !v.Facts.Reimage.Claimed():
+		return planReimage(v)
 	case m.Cluster == "":
 		return Plan{Hold, m.Name + " belongs to no cluster"}
 	case v.Cluster == nil:

@@ -32,7 +32,8 @@ const (
 type Inventory interface {
 	Machines(ctx context.Context, after string, limit int) ([]inventory.View, error)
 	Machine(ctx context.Context, ref string) (inventory.View, error)
-	Secrets(ctx context.Context, cluster string) (*inventory.Secrets, error)
+	Cluster(ctx context.Context, name string) (*inventory.Cluster, *inventory.Bootstrap, error)
+	SecretsOf(ctx context.Context, cluster string, epoch uint64) (*inventory.Secrets, error)
 	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
 	// WatchMachines returns a channel that receives when something happened to
 	// machines, and take, which names them; not what Record itself was told.
@@ -201,11 +202,11 @@ func (m *Monitor) scan(ctx context.Context) error {
 func every(v inventory.View) time.Duration {
 	b := v.Facts.Current()
 	switch {
-	case v.Cluster == nil:
+	case v.Cluster == nil && v.Facts.Holds.Cluster == "":
 		return 0
 	case v.Facts.Ready:
 		return seldom
-	case b == nil && (v.Cluster.Imported || !v.Facts.APIAt.IsZero()):
+	case b == nil && (v.Cluster != nil && v.Cluster.Imported || !v.Facts.APIAt.IsZero()):
 		return seldom // it may run already, from before our time
 	case b == nil:
 		return 0
@@ -228,18 +229,32 @@ func (m *Monitor) ask(ctx context.Context, name string) answer {
 	if again == 0 {
 		return never
 	}
-	secrets, err := m.inv.Secrets(ctx, v.Cluster.Name)
+	// A machine that was moved runs what its disk says until it is reimaged.
+	cl, holds := v.Cluster, v.Facts.Holds
+	if holds.Cluster == "" {
+		holds = inventory.Membership{Cluster: cl.Name, Epoch: cl.Epoch}
+	} else if cl == nil || cl.Name != holds.Cluster {
+		cl, _, err = m.inv.Cluster(ctx, holds.Cluster)
+	}
+	var secrets *inventory.Secrets
+	if err == nil {
+		secrets, err = m.inv.SecretsOf(ctx, holds.Cluster, holds.Epoch)
+	}
+	if errors.Is(err, inventory.ErrNotFound) {
+		return never // its cluster is gone, and the keys to its API with it
+	}
 	if err != nil {
 		m.log.Error().Err(err).Str("machine", name).Msg("cannot ask the API")
 		return answer{name, seldom, true}
 	}
+	asked := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	stage, ready, err := m.talos.Status(ctx, v.Cluster, secrets, v.Machine.Address)
+	stage, ready, err := m.talos.Status(ctx, cl, secrets, v.Machine.Address)
 	if err != nil {
 		return answer{name, again, true} // not up yet, or down: its phase says so in time
 	}
-	after, err := m.inv.Record(ctx, inventory.Event{Kind: inventory.APIAnswered, Machine: name, Stage: stage, Ready: ready, Message: "its API answered: " + string(stage)})
+	after, err := m.inv.Record(ctx, inventory.Event{Kind: inventory.APIAnswered, Machine: name, Stage: stage, Ready: ready, Asked: asked, Message: "its API answered: " + string(stage)})
 	if err != nil {
 		m.log.Error().Err(err).Str("machine", name).Msg("cannot record what the API said")
 		return answer{name, again, true}

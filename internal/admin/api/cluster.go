@@ -43,6 +43,7 @@ type Bootstrap struct {
 	State     string    `json:"state" enum:"waiting,claimed,called,done"`
 	Epoch     uint64    `json:"epoch,omitempty" doc:"Life of the cluster; a reset begins a new one"`
 	Machine   string    `json:"machine,omitempty" doc:"The only machine that may be bootstrapped"`
+	Old       []string  `json:"old,omitempty" doc:"Control planes of the life before a reset, that must be wiped or declared dead before anything is bootstrapped"`
 	ClaimedAt time.Time `json:"claimedAt,omitzero"`
 	CalledAt  time.Time `json:"calledAt,omitzero" doc:"When the call was answered with OK"`
 	DoneAt    time.Time `json:"doneAt,omitzero" doc:"When etcd was seen running"`

@@ -41,7 +41,7 @@ type Machine struct {
 
 // State is where a machine is on its way, worked out when asked.
 type State struct {
-	Phase     string    `json:"phase" enum:"discovered,registered,offered,loading,configuring,installing,booting,ready,stalled,failed"`
+	Phase     string    `json:"phase" enum:"discovered,registered,offered,loading,configuring,installing,booting,ready,reimaging,stalled,failed"`
 	Since     time.Time `json:"since,omitzero"`
 	Reason    string    `json:"reason,omitempty" doc:"What it waits for, or why it failed"`
 	StalledIn string    `json:"stalledIn,omitempty" doc:"Phase a stalled machine is stuck in"`
@@ -49,27 +49,36 @@ type State struct {
 
 // Plan is what the machine will be told when it boots.
 type Plan struct {
-	Action string `json:"action" enum:"hold,install,disk"`
+	Action string `json:"action" enum:"hold,install,wipe,disk"`
 	Reason string `json:"reason"`
 }
 
 // Facts is what was learnt from the machine.
 type Facts struct {
-	Arch        string      `json:"arch,omitempty"`
-	UUID        string      `json:"uuid,omitempty"`
-	Serial      string      `json:"serial,omitempty"`
-	FirstSeen   time.Time   `json:"firstSeen,omitzero"`
-	LastSeen    time.Time   `json:"lastSeen,omitzero" doc:"To the minute"`
-	Identified  *Identified `json:"identified,omitempty" doc:"By what it was known when it last asked for an address"`
-	DeclinedAt  time.Time   `json:"declinedAt,omitzero" doc:"When it last found somebody else on its address, to the hour"`
-	Stage       string      `json:"stage,omitempty" doc:"Talos' machine stage, in its own words"`
-	Ready       bool        `json:"ready"`
-	APIAt       time.Time   `json:"apiAt,omitzero" doc:"When its Talos API last answered with a certificate of its cluster"`
-	ConfigError string      `json:"configError,omitempty" doc:"What Talos said of the config it was last given"`
-	ConfigHash  string      `json:"configHash,omitempty" doc:"SHA-256 of the config last served"`
-	ConfigAt    time.Time   `json:"configAt,omitzero"`
-	Installs    Order       `json:"installs"`
-	Boot        *Boot       `json:"boot,omitempty" doc:"Its newest boot"`
+	Arch        string         `json:"arch,omitempty"`
+	UUID        string         `json:"uuid,omitempty"`
+	Serial      string         `json:"serial,omitempty"`
+	FirstSeen   time.Time      `json:"firstSeen,omitzero"`
+	LastSeen    time.Time      `json:"lastSeen,omitzero" doc:"To the minute"`
+	Identified  *Identified    `json:"identified,omitempty" doc:"By what it was known when it last asked for an address"`
+	DeclinedAt  time.Time      `json:"declinedAt,omitzero" doc:"When it last found somebody else on its address, to the hour"`
+	Stage       string         `json:"stage,omitempty" doc:"Talos' machine stage, in its own words"`
+	Ready       bool           `json:"ready"`
+	APIAt       time.Time      `json:"apiAt,omitzero" doc:"When its Talos API last answered with a certificate of its cluster"`
+	ConfigError string         `json:"configError,omitempty" doc:"What Talos said of the config it was last given"`
+	ConfigHash  string         `json:"configHash,omitempty" doc:"SHA-256 of the config last served"`
+	ConfigAt    time.Time      `json:"configAt,omitzero"`
+	Installs    Order          `json:"installs"`
+	Holds       *Membership    `json:"holds,omitempty" doc:"What its disk makes of it: what the config says that it fetched last"`
+	Reimage     *ReimageStatus `json:"reimage,omitempty" doc:"The newest order to reimage it"`
+	Boot        *Boot          `json:"boot,omitempty" doc:"Its newest boot"`
+}
+
+// Membership is what a machine is in a life of a cluster.
+type Membership struct {
+	Cluster string `json:"cluster"`
+	Role    string `json:"role"`
+	Epoch   uint64 `json:"epoch" doc:"Life of the cluster; a reset begins a new one"`
 }
 
 // Identified is the evidence by which a packet was taken for a machine's.

@@ -1,0 +1,167 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+func (s *Server) reimageRoutes(doc huma.API) {
+	tags := []string{"lifecycle"}
+	register(s, doc, huma.Operation{OperationID: "reimage-machine", Method: http.MethodPost, Path: "/machines/{machine}/reimage", Tags: tags,
+		Summary: "Wipe a machine and install it anew", DefaultStatus: http.StatusAccepted,
+		Description: "Through its Talos API when that answers, else when it next boots from the network. Then it installs what the inventory says by then. " +
+			"Ordered twice, it happens once. A control plane leaves etcd first; the answer is 409 with the numbers when that would take etcd's quorum."},
+		s.reimageMachine, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
+	register(s, doc, huma.Operation{OperationID: "cancel-reimage", Method: http.MethodDelete, Path: "/machines/{machine}/reimage", Tags: tags,
+		Summary: "Cancel a reimage", Description: "Until the wipe was asked for: from then on the disk may be blank, and the answer is 409."},
+		s.cancelReimage, http.StatusNotFound, http.StatusConflict)
+	register(s, doc, huma.Operation{OperationID: "reset-cluster", Method: http.MethodPost, Path: "/clusters/{cluster}/reset", Tags: tags,
+		Summary: "Give a cluster up and begin its next life", DefaultStatus: http.StatusAccepted,
+		Description: "It gets new secrets, and every machine that has its config is reimaged. It is bootstrapped again once each control plane of the old life was wiped or is declared dead. " +
+			"Everything in the cluster is lost."},
+		s.resetCluster, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
+}
+
+// destroys checks the typed word that a cluster may be lost.
+func destroys(word, field, cluster string) (bool, error) {
+	if word != "" && word != cluster {
+		return false, badField(field, "the name of the cluster that may be lost, or nothing", "it is of cluster %q, not of %q", cluster, word)
+	}
+	return word != "", nil
+}
+
+func (s *Server) reimageMachine(ctx context.Context, in *struct {
+	MachinePath
+	Body api.Reimage
+}) (*machineAnswer, error) {
+	v, err := s.inv.Machine(ctx, in.Ref)
+	if err != nil {
+		return nil, err
+	}
+	destroy, err := destroys(in.Body.DestroyCluster, "body.destroyCluster", v.Facts.Holds.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	switch ok, reason, err := s.guards.MayGo(ctx, v, destroy); {
+	case err != nil:
+		return nil, err
+	case !ok:
+		return nil, &inventory.FieldError{Problem: reason, Err: inventory.ErrRefused}
+	}
+	if m := moved(v.Machine, &in.Body); m != nil {
+		// Should the order be lost in a crash, the machine shows that it runs as
+		// something else than it is registered for.
+		if _, err := s.storeMachine(ctx, m, v.Machine.Rev); err != nil {
+			return nil, err
+		}
+	}
+	graceful := in.Body.Graceful == nil || *in.Body.Graceful
+	what := "its system disk"
+	if in.Body.Wipe == api.WipeAll {
+		what = "all its disks"
+	}
+	_, err = s.inv.Record(ctx, inventory.Event{
+		Kind: inventory.ReimageOrdered, Machine: v.Machine.Name, Graceful: graceful, AllDisks: in.Body.Wipe == api.WipeAll, Destroy: destroy,
+		Message: "ordered: wipe " + what,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.answerMachine(ctx, v.Machine.Name)
+}
+
+// moved is the machine as the order wants it, nil if that is as it is.
+func moved(m *inventory.Machine, order *api.Reimage) *inventory.Machine {
+	next := m.Clone()
+	if order.Cluster != "" {
+		next.Cluster = order.Cluster
+	}
+	if order.Role != "" {
+		next.Role = inventory.Role(order.Role)
+	}
+	if order.Image != "" {
+		next.Image = order.Image
+	}
+	if next.Cluster == m.Cluster && next.Role == m.Role && next.Image == m.Image {
+		return nil
+	}
+	return next
+}
+
+func (s *Server) cancelReimage(ctx context.Context, in *MachinePath) (*machineAnswer, error) {
+	v, err := s.inv.Machine(ctx, in.Ref)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.inv.Record(ctx, inventory.Event{Kind: inventory.ReimageCancelled, Machine: v.Machine.Name, Message: "the reimage was cancelled"}); err != nil {
+		return nil, err
+	}
+	return s.answerMachine(ctx, v.Machine.Name)
+}
+
+func (s *Server) resetCluster(ctx context.Context, in *struct {
+	ClusterPath
+	Body api.ClusterReset
+}) (*struct{ Body api.ClusterResetting }, error) {
+	cl, b, err := s.inv.Cluster(ctx, in.Name)
+	if err != nil {
+		return nil, err
+	}
+	if in.Body.Confirm != cl.Name {
+		return nil, badField("body.confirm", "type the name of the cluster: everything in it is lost", "%q is not %q", in.Body.Confirm, cl.Name)
+	}
+	// An answer that was lost, or a crash in the middle: the same reset goes on.
+	epoch := b.Epoch
+	if in.Body.Epoch != 0 {
+		epoch = in.Body.Epoch
+	}
+	secrets, err := s.talos.NewSecrets(cl.TalosVersion)
+	if err != nil {
+		return nil, err
+	}
+	old, err := s.inv.ResetCluster(ctx, cl.Name, epoch, secrets, in.Body.Dead)
+	if err != nil {
+		return nil, err
+	}
+	out := &struct{ Body api.ClusterResetting }{}
+	out.Body.Epoch, out.Body.Reimaged = epoch+1, []string{}
+	for _, name := range old {
+		_, err := s.inv.Record(ctx, inventory.Event{
+			Kind: inventory.ReimageOrdered, Machine: name, Destroy: true, Message: fmt.Sprintf("ordered: life %d of cluster %s was given up", epoch, cl.Name),
+		})
+		if errors.Is(err, inventory.ErrNotFound) {
+			continue // removed meanwhile
+		} else if err != nil {
+			return nil, err
+		}
+		out.Body.Reimaged = append(out.Body.Reimaged, name)
+	}
+	return out, nil
+}
+
+func reimageOf(r *inventory.Reimage) *api.ReimageStatus {
+	if r.Ordered == 0 {
+		return nil
+	}
+	s := &api.ReimageStatus{
+		Order: r.Ordered, OrderedAt: r.OrderedAt, Wipe: api.WipeSystem, Graceful: r.Graceful, ClaimedAt: r.ClaimedAt, Via: string(r.Via),
+		DoneAt: r.DoneAt, Attempts: r.Attempts, Reason: r.Reason, State: "waiting",
+	}
+	if r.AllDisks {
+		s.Wipe = api.WipeAll
+	}
+	switch {
+	case !r.Outstanding():
+		s.State = "done"
+	case r.Claimed():
+		s.State = "wiping"
+	}
+	return s
+}

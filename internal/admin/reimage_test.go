@@ -1,0 +1,87 @@
+package admin
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// TestReimageRoutes: ordered, shown, cancelled; refused with the guard's words unless
+// the cluster's name is the word that it may be lost.
+func TestReimageRoutes(t *testing.T) {
+	r := seed(t, Config{})
+	r.must(http.StatusAccepted, "POST", "/api/v1/machines/cp-1/reimage", `{"wipe":"all","graceful":false}`, nil)
+	v, err := r.keeper.Machine(t.Context(), "cp-1")
+	if o := v.Facts.Reimage; err != nil || !o.Outstanding() || !o.AllDisks || o.Graceful || o.Destroy {
+		t.Fatalf("ordered %+v, %v", o, err)
+	}
+	if body := r.must(http.StatusAccepted, "POST", "/api/v1/machines/cp-1/reimage", `{}`, nil).Body.String(); !strings.Contains(body, `"order":1`) || !strings.Contains(body, `"state":"waiting"`) {
+		t.Errorf("ordered again: %s", body)
+	}
+	r.must(http.StatusOK, "DELETE", "/api/v1/machines/cp-1/reimage", "", nil)
+	r.guards.refuse = "etcd would be left with 1 of 2"
+	if body := r.must(http.StatusConflict, "POST", "/api/v1/machines/cp-1/reimage", `{}`, nil).Body.String(); !strings.Contains(body, "1 of 2") {
+		t.Errorf("refused with %s", body)
+	}
+	r.must(http.StatusUnprocessableEntity, "POST", "/api/v1/machines/cp-1/reimage", `{"destroyCluster":"other"}`, nil)
+	if body := r.must(http.StatusConflict, "DELETE", "/api/v1/machines/cp-1?force=true", "", nil).Body.String(); !strings.Contains(body, "1 of 2") {
+		t.Errorf("refused with %s", body)
+	}
+	if _, err := r.keeper.Record(t.Context(), inventory.Event{Kind: inventory.WipeClaimed, Machine: "cp-1"}); err == nil {
+		t.Error("a cancelled order was claimed")
+	}
+	r.guards.refuse = ""
+	r.must(http.StatusAccepted, "POST", "/api/v1/machines/cp-1/reimage", `{"role":"worker"}`, nil)
+	if v, err = r.keeper.Machine(t.Context(), "cp-1"); err != nil || v.Machine.Role != inventory.Worker || v.Facts.Reimage.Ordered != 2 {
+		t.Errorf("as another role: %+v, %+v, %v", v.Machine, v.Facts.Reimage, err)
+	}
+	if _, err := r.keeper.Record(t.Context(), inventory.Event{Kind: inventory.WipeClaimed, Machine: "cp-1"}); err != nil {
+		t.Fatal(err)
+	}
+	r.must(http.StatusConflict, "DELETE", "/api/v1/machines/cp-1/reimage", "", nil)
+}
+
+// TestClusterResetRoute: only with the name typed, once for each life.
+func TestClusterResetRoute(t *testing.T) {
+	r := seed(t, Config{})
+	cluster := func() (*inventory.Cluster, *inventory.Bootstrap) {
+		cl, b, err := r.keeper.Cluster(t.Context(), "rack1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cl, b
+	}
+	for _, kind := range []inventory.Kind{inventory.ScriptServed, inventory.ConfigServed} {
+		if _, err := r.keeper.Record(t.Context(), inventory.Event{Kind: kind, Machine: "cp-1", Plan: inventory.Install, Hash: "h"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.must(http.StatusUnprocessableEntity, "POST", "/api/v1/clusters/rack1/reset", `{"confirm":"rack2"}`, nil)
+	r.must(http.StatusConflict, "POST", "/api/v1/clusters/rack1/reset", `{"confirm":"rack1","dead":["w-1"]}`, nil)
+	before, err := r.keeper.Secrets(t.Context(), "rack1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := r.must(http.StatusAccepted, "POST", "/api/v1/clusters/rack1/reset", `{"confirm":"rack1","epoch":1}`, nil).Body.String()
+	if !strings.Contains(body, `"epoch":2`) || !strings.Contains(body, "cp-1") {
+		t.Errorf("the reset answered %s", body)
+	}
+	r.must(http.StatusAccepted, "POST", "/api/v1/clusters/rack1/reset", `{"confirm":"rack1","epoch":1}`, nil)
+	if cl, b := cluster(); cl.Epoch != 2 || b.Epoch != 2 || fmt.Sprint(b.Old) != "[cp-1]" {
+		t.Errorf("asked twice: %+v, %+v", cl, b)
+	}
+	if old, err := r.keeper.SecretsOf(t.Context(), "rack1", 1); err != nil || !bytes.Equal(old.Bundle, before.Bundle) {
+		t.Errorf("the old secrets: %v", err)
+	}
+	r.must(http.StatusAccepted, "POST", "/api/v1/clusters/rack1/reset", `{"confirm":"rack1","epoch":1,"dead":["cp-1"]}`, nil)
+	if _, b := cluster(); len(b.Old) != 0 {
+		t.Errorf("declared dead and still waited for: %v", b.Old)
+	}
+	if v, err := r.keeper.Machine(t.Context(), "cp-1"); err != nil || !v.Facts.Reimage.Outstanding() || !v.Facts.Reimage.Destroy {
+		t.Errorf("its reimage stands at %+v, %v", v.Facts.Reimage, err)
+	}
+}

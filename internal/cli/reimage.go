@@ -1,0 +1,102 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+func (a *app) machineReimage() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "reimage MACHINE", Short: "Wipe a machine and install it anew, once", Args: cobra.ExactArgs(1),
+		Long: "Wipe a machine and install what the inventory says then. Its Talos API is asked to wipe it if it answers; else\n" +
+			"it is wiped when it next boots from the network: switch it on, or off and on.\n\n" +
+			"Ordering it twice wipes it once. It can be cancelled (--cancel) until the wipe was asked for. A control plane\n" +
+			"leaves etcd first, and is refused with the numbers where that would take etcd's quorum.",
+		Example: "  provisiond machine reimage w-7\n  provisiond machine reimage w-7 --role controlplane --cluster rack2",
+	}
+	var order api.Reimage
+	f := cmd.Flags()
+	f.StringVar(&order.Wipe, "wipe", "", "system, the disk Talos is on, or all; left out: system")
+	graceful := f.Bool("graceful", true, "drain the node and leave etcd first, where its API answers")
+	f.StringVar(&order.Cluster, "cluster", "", "install it into this cluster")
+	f.StringVar(&order.Role, "role", "", "install it as controlplane or worker")
+	f.StringVar(&order.Image, "image", "", "Talos to install, VERSION or VERSION/SCHEMATIC")
+	bindDestroy(cmd, &order.DestroyCluster)
+	cancel := f.Bool("cancel", false, "cancel the order instead")
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		if f.Changed("graceful") {
+			order.Graceful = graceful
+		}
+		var m api.Machine
+		if *cancel {
+			err = c.call(cmd.Context(), http.MethodDelete, path("machines", args[0], "reimage"), nil, nil, &m)
+		} else {
+			err = c.call(cmd.Context(), http.MethodPost, path("machines", args[0], "reimage"), nil, order, &m)
+		}
+		if err != nil {
+			return err
+		}
+		return out.print(cmd, m, func(w io.Writer) {
+			if r := m.Facts.Reimage; r != nil {
+				row(w, fmt.Sprintf("%s: reimage order %d is %s: %s", m.Name, r.Order, r.State, r.Reason))
+			} else {
+				row(w, m.Name+" has no order to be reimaged")
+			}
+		})
+	}
+	return cmd
+}
+
+// bindDestroy adds the flag that says that a cluster may be lost.
+func bindDestroy(cmd *cobra.Command, name *string) {
+	cmd.Flags().StringVar(name, "destroy-cluster", "", "`NAME` of the machine's cluster: it may be lost with it")
+}
+
+func (a *app) clusterReset() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "reset CLUSTER --confirm CLUSTER", Short: "Give a cluster up and begin its next life: everything in it is lost", Args: cobra.ExactArgs(1),
+		Long: "Give a cluster up and begin its next life, with new secrets. Every machine of it that has its config is\n" +
+			"reimaged. The next life is bootstrapped once each control plane of the old one was wiped; --dead names those\n" +
+			"that will not come back, which are not waited for.",
+	}
+	var order api.ClusterReset
+	f := cmd.Flags()
+	f.StringVar(&order.Confirm, "confirm", "", "the name of the cluster, again")
+	f.StringSliceVar(&order.Dead, "dead", nil, "control planes that will not come back")
+	_ = cmd.MarkFlagRequired("confirm") // the flag is there
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		var cl api.Cluster
+		if err := c.call(cmd.Context(), http.MethodGet, path("clusters", args[0]), nil, nil, &cl); err != nil {
+			return err
+		}
+		// A second life must not be given up because the answer about the first was lost.
+		order.Epoch = cl.Bootstrap.Epoch
+		if cl.Bootstrap.State == "waiting" && len(cl.Bootstrap.Old) > 0 {
+			order.Epoch-- // the reset goes on, with more that are declared dead
+		}
+		var done api.ClusterResetting
+		if err := c.call(cmd.Context(), http.MethodPost, path("clusters", args[0], "reset"), nil, order, &done); err != nil {
+			return err
+		}
+		return out.print(cmd, done, func(w io.Writer) {
+			row(w, fmt.Sprintf("%s begins its life %d; reimaged: %s", args[0], done.Epoch, strings.Join(done.Reimaged, " ")))
+		})
+	}
+	return cmd
+}

@@ -1,0 +1,125 @@
+package inventory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// ResetCluster begins a new life of a cluster: with other secrets, so that no machine
+// of the old one can join it, and an open bootstrap of the next epoch. The old secrets
+// are kept, to talk to the machines that still run with them.
+//
+// It returns the machines whose disks are of an earlier life; they are to be reimaged,
+// and nobody is bootstrapped while a control plane among them is not, unless it is
+// named in dead: its operator says that it will not come back. epoch is the one that
+// is given up; if it was given up already, only dead is added. ErrConflict: it is
+// another.
+func (k *Keeper) ResetCluster(ctx context.Context, name string, epoch uint64, bundle []byte, dead []string) (old []string, err error) {
+	if len(bundle) == 0 {
+		return nil, fieldErr("secrets", "", "the new life of cluster %s has no secrets bundle", name)
+	}
+	if err := k.Flush(ctx); err != nil { // what disks hold
+		return nil, err
+	}
+	now := time.Now().UTC()
+	key, bootKey, secretsKey := Key{BucketClusters, name}, Key{BucketBootstraps, name}, Key{BucketSecrets, name}
+	err = k.update(ctx, func() (Commit, error) {
+		var c Commit
+		cl, b, err := k.Cluster(ctx, name)
+		if err != nil {
+			return c, err
+		}
+		var planes []string
+		if old, planes, err = k.holders(ctx, name, epoch); err != nil {
+			return c, err
+		}
+		for _, d := range dead {
+			if !slices.Contains(planes, d) {
+				return c, &FieldError{Field: "dead", Problem: fmt.Sprintf("%s is no control plane of the life of %s that is given up", d, name), Fix: "leave it out", Err: ErrRefused}
+			}
+		}
+		planes = slices.DeleteFunc(planes, func(p string) bool { return slices.Contains(dead, p) })
+		switch b.Epoch {
+		case epoch:
+			next := Bootstrap{Cluster: name, Epoch: epoch + 1, Old: planes, Reason: "the cluster was reset"}
+			secrets, err := k.Secrets(ctx, name)
+			if err != nil {
+				return c, err
+			}
+			kept := Secrets{Cluster: name, Bundle: secrets.Bundle}
+			cl.Epoch, cl.Imported = next.Epoch, false
+			if err := errors.Join(c.put(bootKey, next, b.Rev), c.put(key, cl, cl.Rev),
+				c.put(oldSecrets(name, epoch), kept, 0), c.put(secretsKey, Secrets{Cluster: name, Bundle: bundle}, secrets.Rev)); err != nil {
+				return c, err
+			}
+		case epoch + 1:
+			if b.Claimed() || slices.Equal(b.Old, planes) {
+				return c, nil // our own commit, whose answer was lost, or nothing to add
+			}
+			next := *b
+			next.Old = planes
+			if err := c.put(bootKey, next, b.Rev); err != nil {
+				return c, err
+			}
+		default:
+			return c, fmt.Errorf("cluster %s is in its life %d: %w", name, b.Epoch, ErrConflict)
+		}
+		c.log(Event{Time: now, Kind: ClusterReset, Cluster: name, Epoch: epoch + 1, Message: fmt.Sprintf("life %d was given up; declared dead: %v", epoch, dead)})
+		return c, nil
+	})
+	return old, err
+}
+
+// holders are the machines whose disks are of a life of a cluster, and those of them
+// that were control planes.
+func (k *Keeper) holders(ctx context.Context, cluster string, epoch uint64) (all, planes []string, err error) {
+	const page = 512
+	for after := ""; ; {
+		recs, err := k.store.List(ctx, BucketFacts, after, page)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, rec := range recs {
+			f, err := decode[Facts](rec)
+			if err != nil {
+				return nil, nil, err
+			}
+			after = rec.Key.ID
+			if f.Holds.Cluster != cluster || f.Holds.Epoch != epoch {
+				continue
+			}
+			all = append(all, f.Machine)
+			if f.Holds.Role == ControlPlane {
+				planes = append(planes, f.Machine)
+			}
+		}
+		if len(recs) < page {
+			return all, planes, nil
+		}
+	}
+}
+
+// SecretsOf returns the secrets of a life of a cluster; ErrNotFound if it is not known.
+func (k *Keeper) SecretsOf(ctx context.Context, cluster string, epoch uint64) (*Secrets, error) {
+	cl, _, err := k.Cluster(ctx, cluster)
+	if err != nil {
+		return nil, err
+	}
+	if epoch == cl.Epoch {
+		return k.Secrets(ctx, cluster)
+	}
+	s, err := k.secrets.get(ctx, k.store, oldSecrets(cluster, epoch))
+	if err != nil {
+		return nil, fmt.Errorf("secrets of life %d of cluster %q: %w", epoch, cluster, err)
+	}
+	return s, nil
+}
+
+// oldSecrets cannot be the key of another cluster: @ is in no name.
+func oldSecrets(cluster string, epoch uint64) Key {
+	return Key{BucketSecrets, cluster + "@" + strconv.FormatUint(epoch, 10)}
+}
