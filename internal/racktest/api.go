@@ -2,9 +2,11 @@ package racktest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	cosiv1 "github.com/cosi-project/runtime/api/v1alpha1"
 	"github.com/cosi-project/runtime/pkg/state"
@@ -90,8 +92,10 @@ func readOnly(_ context.Context, access state.Access) error {
 
 // adminOnly are the methods that os:reader and os:operator may not call.
 var adminOnly = map[string]bool{
-	machineapi.MachineService_Bootstrap_FullMethodName: true,
-	machineapi.MachineService_Reset_FullMethodName:     true,
+	machineapi.MachineService_Bootstrap_FullMethodName:            true,
+	machineapi.MachineService_Reset_FullMethodName:                true,
+	machineapi.MachineService_EtcdRemoveMemberByID_FullMethodName: true,
+	machineapi.MachineService_EtcdLeaveCluster_FullMethodName:     true,
 }
 
 // authorize reads the roles in the client's certificate, which TLS has verified
@@ -182,26 +186,63 @@ func (s *machineService) Bootstrap(ctx context.Context, _ *machineapi.BootstrapR
 	return &machineapi.BootstrapResponse{Messages: []*machineapi.Bootstrap{{}}}, nil
 }
 
-// EtcdMemberList hangs until etcd runs, or the caller's deadline.
+// EtcdMemberList hangs until etcd runs and has quorum, or until the caller's
+// deadline.
 func (s *machineService) EtcdMemberList(ctx context.Context, _ *machineapi.EtcdMemberListRequest) (*machineapi.EtcdMemberListResponse, error) {
+	list := &machineapi.EtcdMembers{}
+	err := s.etcd(ctx, "etcd member list", func(etcd string) error {
+		members, err := s.node.opts.Peers.Membership(ctx, s.node.cluster, etcd)
+		for _, m := range members {
+			list.LegacyMembers = append(list.LegacyMembers, m.Name)
+			list.Members = append(list.Members, &machineapi.EtcdMember{
+				Id: m.ID, Hostname: m.Name, IsLearner: m.Learner,
+				PeerUrls:   []string{fmt.Sprintf("https://[%s]:2380", m.Address)},
+				ClientUrls: []string{fmt.Sprintf("https://[%s]:2379", m.Address)},
+			})
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &machineapi.EtcdMemberListResponse{Messages: []*machineapi.EtcdMembers{list}}, nil
+}
+
+// EtcdRemoveMemberByID removes a member; like [machineService.EtcdMemberList] it
+// hangs without quorum.
+func (s *machineService) EtcdRemoveMemberByID(ctx context.Context, req *machineapi.EtcdRemoveMemberByIDRequest) (*machineapi.EtcdRemoveMemberByIDResponse, error) {
+	err := s.etcd(ctx, "etcd remove member", func(etcd string) error {
+		return s.node.opts.Peers.Remove(etcd, req.GetMemberId())
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &machineapi.EtcdRemoveMemberByIDResponse{Messages: []*machineapi.EtcdRemoveMemberByID{{}}}, nil
+}
+
+// etcd makes a call on the node's etcd once that has quorum.
+func (s *machineService) etcd(ctx context.Context, what string, call func(etcd string) error) error {
 	n := s.node
 	if !n.control {
-		return nil, status.Error(codes.Unimplemented, "etcd member list is only available on control plane nodes")
+		return status.Error(codes.Unimplemented, what+" is only available on control plane nodes")
 	}
-	if err := n.wait(ctx, func() bool { return n.healthy("etcd") }); err != nil {
-		return nil, status.FromContextError(err).Err()
-	}
-	members := &machineapi.EtcdMembers{}
-	for i, m := range n.opts.Peers.Members(ctx, n.cluster) {
-		if m.Etcd != n.opts.Disk.Etcd() {
-			continue
+	for {
+		if err := n.wait(ctx, func() bool { return n.healthy("etcd") }); err != nil {
+			return status.FromContextError(err).Err()
 		}
-		members.LegacyMembers = append(members.LegacyMembers, m.Name)
-		members.Members = append(members.Members, &machineapi.EtcdMember{
-			Id: uint64(i + 1), Hostname: m.Name,
-			PeerUrls:   []string{fmt.Sprintf("https://[%s]:2380", m.Address)},
-			ClientUrls: []string{fmt.Sprintf("https://[%s]:2379", m.Address)},
-		})
+		err := call(n.opts.Disk.Etcd())
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errNoMember):
+			return status.Error(codes.NotFound, err.Error())
+		case errors.Is(err, errTooFew):
+			return status.Error(codes.FailedPrecondition, err.Error())
+		case !errors.Is(err, errNoQuorum):
+			return status.Error(codes.Unknown, err.Error())
+		}
+		if err := sleep(ctx, max(n.opts.Timing.Poll, time.Millisecond)); err != nil {
+			return status.FromContextError(ctx.Err()).Err()
+		}
 	}
-	return &machineapi.EtcdMemberListResponse{Messages: []*machineapi.EtcdMembers{members}}, nil
 }

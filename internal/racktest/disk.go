@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/cosi-project/runtime/pkg/state"
@@ -25,13 +26,21 @@ type Disk struct {
 	Serial    string
 	Transport string // such as nvme or sata
 
-	mu     sync.Mutex
-	config []byte // STATE
-	etcd   string // EPHEMERAL: the etcd cluster whose data lies there
+	mu        sync.Mutex
+	installed bool   // META and the boot loader
+	config    []byte // STATE
+	etcd      string // EPHEMERAL: the etcd cluster whose data lies there
+	member    uint64 // EPHEMERAL: which of its members the data is
+	wipes     int
+	installs  int
 }
 
 // Installed reports whether Talos was installed on the disk.
-func (d *Disk) Installed() bool { return d.Config() != nil }
+func (d *Disk) Installed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.installed
+}
 
 // Config returns the machine config in STATE, or nil.
 func (d *Disk) Config() []byte {
@@ -48,23 +57,86 @@ func (d *Disk) Etcd() string {
 	return d.etcd
 }
 
+// Wipes counts how often something was wiped off the disk, over all its life.
+func (d *Disk) Wipes() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.wipes
+}
+
+// Installs counts how often Talos was installed, over all the disk's life.
+func (d *Disk) Installs() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.installs
+}
+
 // Wipe makes the disk blank.
-func (d *Disk) Wipe() { d.write(nil, "") }
+func (d *Disk) Wipe() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.wipes++
+	d.installed, d.config, d.etcd, d.member = false, nil, "", 0
+}
+
+// partitions are the labels of the system disk that a wipe may name.
+var partitions = []string{"EFI", "BIOS", "BOOT", "META", "STATE", "EPHEMERAL"}
+
+// wipePartitions wipes some partitions of an installed disk, by their labels.
+// It wipes nothing when one is not there.
+func (d *Disk) wipePartitions(labels []string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, l := range labels {
+		if !d.installed || !slices.Contains(partitions, l) {
+			return fmt.Errorf("volume %q is not located", l)
+		}
+	}
+	d.wipes++
+	for _, l := range labels {
+		switch l {
+		case "STATE":
+			d.config = nil
+		case "EPHEMERAL":
+			d.etcd, d.member = "", 0
+		default: // without it nothing boots or counts as installed
+			d.installed = false
+		}
+	}
+	return nil
+}
 
 // Install puts Talos with a config on the disk, as the installer does: what was
 // there is gone.
-func (d *Disk) Install(config []byte) { d.write(bytes.Clone(config), "") }
-
-func (d *Disk) write(config []byte, etcd string) {
+func (d *Disk) Install(config []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.config, d.etcd = config, etcd
+	d.installs++
+	d.installed, d.config, d.etcd, d.member = true, bytes.Clone(config), "", 0
 }
 
-func (d *Disk) setEtcd(cluster string) {
+// setConfig fills a STATE that was wiped.
+func (d *Disk) setConfig(config []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.etcd = cluster
+	d.config = bytes.Clone(config)
+}
+
+func (d *Disk) setEtcd(cluster string, member uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.etcd, d.member = cluster, member
+}
+
+// etcdData is [Disk.Etcd] with the member's ID. Data of which nobody has said
+// whose it is gets an ID here.
+func (d *Disk) etcdData() (cluster string, member uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.etcd != "" && d.member == 0 {
+		d.member = newMemberID()
+	}
+	return d.etcd, d.member
 }
 
 // mode is a validation.RuntimeMode.

@@ -24,13 +24,13 @@ func (n *Node) runEtcd(ctx context.Context) error {
 	if err := n.startEtcd(ctx, 0); err != nil {
 		return err
 	}
-	data := n.opts.Disk.Etcd()
+	data, id := n.opts.Disk.etcdData()
 	if data == "" {
 		if err := n.opts.step(StepBootstrapWait, "etcd has no data and waits"); err != nil {
 			return err
 		}
 	}
-	for handled := 0; data == ""; data = n.opts.Disk.Etcd() {
+	for handled := 0; data == ""; data, id = n.opts.Disk.etcdData() {
 		calls := n.Accepted()
 		var join string
 		if calls == handled {
@@ -63,12 +63,24 @@ func (n *Node) runEtcd(ctx context.Context) error {
 		if join == "" {
 			join = uuid.NewString() // a new cluster
 		}
+		var joined error
 		if err := n.update(ctx, func() {
-			if n.bootstraps == handled { // else the pull was cut short
-				n.opts.Disk.setEtcd(join)
+			if n.bootstraps != handled { // the pull was cut short
+				return
+			}
+			m := n.member()
+			m.Etcd = join
+			var id uint64
+			if id, joined = n.opts.Peers.Join(m); joined == nil {
+				n.opts.Disk.setEtcd(join, id)
 			}
 		}); err != nil {
 			return err
+		}
+		if joined != nil { // the members may be too few; they may come back
+			if err := sleep(ctx, n.opts.Timing.Poll); err != nil {
+				return err
+			}
 		}
 	}
 	if err := n.set(ctx, "etcd", machineapi.ServiceStateEvent_PREPARING, "Creating service runner", false); err != nil {
@@ -78,16 +90,65 @@ func (n *Node) runEtcd(ctx context.Context) error {
 		return err
 	}
 	local := etcd.NewMember(etcd.NamespaceName, etcd.LocalMemberID)
-	local.TypedSpec().MemberID = etcd.FormatMemberID(1)
+	local.TypedSpec().MemberID = etcd.FormatMemberID(id)
 	if err := n.resources.Create(ctx, local); err != nil && !state.IsConflictError(err) {
 		return fmt.Errorf("storing the etcd member: %w", ended(ctx, err))
 	}
-	withdraw := n.opts.Peers.Announce(n.cluster, Member{Name: n.opts.Hostname, Address: n.opts.Addresses[0], Etcd: data})
+	m := n.member()
+	m.Etcd, m.ID = data, id
+	gone, withdraw := n.opts.Peers.Announce(n.cluster, m)
 	defer withdraw()
-	if err := n.up(ctx, "etcd"); err != nil {
+	if err := n.started(ctx, "etcd"); err != nil {
 		return err
 	}
-	return n.runKube(ctx)
+	return n.runMember(ctx, data, gone)
+}
+
+func (n *Node) member() Member { return Member{Name: n.opts.Hostname, Address: n.opts.Addresses[0]} }
+
+// runMember is a started member: healthy for as long as its cluster has quorum,
+// until it is removed. A removed member's etcd ends, and ends again at each
+// start with the data it has (pkg/system/runner/restart).
+func (n *Node) runMember(ctx context.Context, data string, gone <-chan struct{}) error {
+	kube, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- n.runKube(kube) }()
+	poll := time.NewTicker(max(n.opts.Timing.Poll, time.Millisecond))
+	defer poll.Stop()
+	healthy := false
+	for {
+		select {
+		case <-gone:
+			stop()
+			<-ended
+			if err := n.set(ctx, "etcd", machineapi.ServiceStateEvent_WAITING, `Error running etcd, going to restart forever: task "etcd" failed: exit code 1`, false); err != nil {
+				return err
+			}
+			<-ctx.Done()
+			return context.Cause(ctx)
+		default:
+		}
+		_, err := n.opts.Peers.Membership(kube, n.cluster, data)
+		if now := err == nil; now != healthy {
+			healthy = now
+			message := "Health check successful"
+			if !healthy {
+				message = "Health check failed: context deadline exceeded"
+			}
+			if err := n.set(ctx, "etcd", machineapi.ServiceStateEvent_RUNNING, message, healthy); err != nil {
+				stop()
+				<-ended
+				return err
+			}
+		}
+		select {
+		case err := <-ended:
+			return err
+		case <-gone:
+		case <-poll.C:
+		}
+	}
 }
 
 // startEtcd goes through the states up to the one that "waits for bootstrap"

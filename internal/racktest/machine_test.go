@@ -448,7 +448,7 @@ func TestConfigSources(t *testing.T) {
 		}
 	})
 	before := m.Disk().Etcd()
-	m.disk.setEtcd("") // so that mustBoot plays the operator
+	m.disk.setEtcd("", 0) // so that mustBoot plays the operator
 	mustBoot(t, m)
 	if after := m.Disk().Etcd(); after == before || after == "" {
 		t.Errorf("etcd %q before, %q after the wipe", before, after)

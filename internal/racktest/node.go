@@ -329,17 +329,23 @@ func (n *Node) healthy(id string) bool {
 
 // up runs a service through its states to a healthy one.
 func (n *Node) up(ctx context.Context, id string) error {
+	if err := n.started(ctx, id); err != nil {
+		return err
+	}
+	return n.set(ctx, id, machineapi.ServiceStateEvent_RUNNING, "Health check successful", true)
+}
+
+// started runs a service through its states to one that runs.
+func (n *Node) started(ctx context.Context, id string) error {
 	for _, s := range []struct {
 		state   machineapi.ServiceStateEvent_Action
 		message string
-		healthy bool
 	}{
-		{machineapi.ServiceStateEvent_STARTING, "Starting service", false},
-		{machineapi.ServiceStateEvent_PREPARING, "Creating service runner", false},
-		{machineapi.ServiceStateEvent_RUNNING, "Started task " + id, false},
-		{machineapi.ServiceStateEvent_RUNNING, "Health check successful", true},
+		{machineapi.ServiceStateEvent_STARTING, "Starting service"},
+		{machineapi.ServiceStateEvent_PREPARING, "Creating service runner"},
+		{machineapi.ServiceStateEvent_RUNNING, "Started task " + id},
 	} {
-		if err := n.set(ctx, id, s.state, s.message, s.healthy); err != nil {
+		if err := n.set(ctx, id, s.state, s.message, false); err != nil {
 			return err
 		}
 	}

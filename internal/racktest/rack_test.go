@@ -109,7 +109,7 @@ func TestRackCheckNotices(t *testing.T) {
 		runRack(t, r)
 		m := r.Machines[1]
 		m.PowerOff()
-		m.Disk().setEtcd("another cluster")
+		m.Disk().setEtcd("another cluster", 1)
 		m.mu.Lock()
 		m.accepted++
 		m.mu.Unlock()

@@ -89,9 +89,8 @@ func (s *system) run(ctx context.Context) (Outcome, error) {
 	if err := sleep(ctx, s.opts.Timing.Kernel); err != nil {
 		return "", err
 	}
-	if s.line != nil && strings.HasPrefix(s.line.first("talos.experimental.wipe"), "system") {
-		s.timeline.add(StepConfig, "Talos wipes its disk and reboots: talos.experimental.wipe")
-		s.disk.Wipe()
+	if s.line != nil && s.line.first("talos.experimental.wipe") != "" {
+		s.wipe(s.line.first("talos.experimental.wipe"))
 		return "", errReboot
 	}
 	if err := s.net.fromLine(s.line); err != nil {
@@ -115,11 +114,36 @@ func (s *system) run(ctx context.Context) (Outcome, error) {
 	if !s.disk.Installed() {
 		return "", s.install(ctx, cfg, text)
 	}
+	if s.disk.Config() == nil { // STATE was wiped, and the system was not
+		s.disk.setConfig(text)
+	}
 	e.sequence("install", machineapi.SequenceEvent_STOP)
 	if err := s.networkReady(ctx); err != nil {
 		return "", err
 	}
 	return s.runNode(ctx, cfg)
+}
+
+// wipe carries out talos.experimental.wipe: "system" is the whole disk,
+// "system:STATE,EPHEMERAL" are partitions of it. Talos reboots afterwards in any
+// case: an order that cannot be carried out fails the sequence.
+func (s *system) wipe(order string) {
+	var err error
+	labels, some := strings.CutPrefix(order, "system:")
+	switch {
+	case some:
+		err = s.disk.wipePartitions(strings.Split(labels, ","))
+	case order == "system":
+		s.disk.Wipe()
+	default:
+		err = errors.New("unsupported wipe mode")
+	}
+	if err != nil {
+		s.events.sequenceError("initialize", "sequence failed: "+err.Error())
+		s.timeline.add(StepConfig, "Talos wipes nothing and reboots: talos.experimental.wipe=%s: %v", order, err)
+		return
+	}
+	s.timeline.add(StepConfig, "Talos wipes its disk and reboots: talos.experimental.wipe=%s", order)
 }
 
 func (s *system) unready(reasons ...string) {
