@@ -67,13 +67,20 @@ func (n *Node) runAPI(ctx context.Context) error {
 	if err := n.up(ctx, "apid"); err != nil {
 		return err
 	}
-	return serveGRPC(ctx, server, ln)
+	return serveGRPC(ctx, server, ln, n.opts.Timing.Stop)
 }
 
 // serveGRPC serves until ctx ends, then breaks all connections, as a machine
-// does that goes down.
-func serveGRPC(ctx context.Context, server *grpc.Server, ln net.Listener) error {
-	stop := context.AfterFunc(ctx, server.Stop)
+// does that goes down. In good order it lets calls end first, for a while.
+func serveGRPC(ctx context.Context, server *grpc.Server, ln net.Listener, grace time.Duration) error {
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(context.Cause(ctx), errStopping) {
+			defer time.AfterFunc(grace, server.Stop).Stop()
+			server.GracefulStop()
+			return
+		}
+		server.Stop()
+	})
 	defer stop()
 	err := server.Serve(ln)
 	if ctx.Err() != nil {

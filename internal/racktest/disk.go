@@ -82,9 +82,8 @@ func (d *Disk) Wipe() {
 // partitions are the labels of the system disk that a wipe may name.
 var partitions = []string{"EFI", "BIOS", "BOOT", "META", "STATE", "EPHEMERAL"}
 
-// wipePartitions wipes some partitions of an installed disk, by their labels.
-// It wipes nothing when one is not there.
-func (d *Disk) wipePartitions(labels []string) error {
+// locate reports the first partition that is not there.
+func (d *Disk) locate(labels []string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, l := range labels {
@@ -92,6 +91,17 @@ func (d *Disk) wipePartitions(labels []string) error {
 			return fmt.Errorf("volume %q is not located", l)
 		}
 	}
+	return nil
+}
+
+// wipePartitions wipes some partitions of an installed disk, by their labels.
+// It wipes nothing when one is not there.
+func (d *Disk) wipePartitions(labels []string) error {
+	if err := d.locate(labels); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.wipes++
 	for _, l := range labels {
 		switch l {

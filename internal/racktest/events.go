@@ -25,6 +25,7 @@ type eventLog struct {
 	mu     sync.Mutex
 	events []*eventsapi.EventRequest
 	grown  chan struct{} // closed when an event was added
+	actor  string        // who has started the sequence that runs, if the API has
 }
 
 func newEventLog() *eventLog { return &eventLog{grown: make(chan struct{})} }
@@ -49,9 +50,21 @@ func (l *eventLog) publish(payload proto.Message) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.events = append(l.events, &eventsapi.EventRequest{Id: eventID(), Data: data})
+	event := &eventsapi.EventRequest{Id: eventID(), Data: data}
+	switch payload.(type) {
+	case *machineapi.SequenceEvent, *machineapi.PhaseEvent, *machineapi.TaskEvent:
+		event.ActorId = l.actor
+	}
+	l.events = append(l.events, event)
 	close(l.grown)
 	l.grown = make(chan struct{})
+}
+
+// act names the actor of the sequence that runs now.
+func (l *eventLog) act(actor string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.actor = actor
 }
 
 // at returns event i, or a channel that closes when there may be one.

@@ -67,6 +67,14 @@ func (h *Host) Drop(a netip.Addr) {
 	}
 }
 
+// dropAll gives all addresses up, as a reboot does.
+func (h *Host) dropAll() {
+	f := h.fabric
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	maps.DeleteFunc(f.hosts, func(_ netip.Addr, owner *Host) bool { return owner == h })
+}
+
 // Close takes the host off the network: its addresses and listeners go, and
 // so do all connections to it.
 func (h *Host) Close() {

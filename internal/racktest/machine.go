@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -87,6 +88,8 @@ const (
 	// Maintenance: Talos was given a config without a machine section, or
 	// none, and waits for an operator.
 	Maintenance Outcome = "maintenance"
+	// PoweredOff: a Reset call without reboot has switched it off.
+	PoweredOff Outcome = "powered off"
 )
 
 // Machine is one bare metal machine. Its methods are safe for concurrent use.
@@ -235,40 +238,91 @@ type boot struct {
 	ctx  context.Context // ends when the power does
 	cut  context.CancelCauseFunc
 	host *Host
-	live sync.WaitGroup // everything that outlives PowerOn
-	node *Node          // guarded by Machine.mu
+	node *Node // guarded by Machine.mu
+
+	came      chan ending   // how far the first boot came
+	done      chan struct{} // closed when the machine is off
+	end       ending        // why; read it after done
+	unplugged atomic.Bool   // by PowerOff
 }
 
-// PowerOn starts the machine and blocks until its boot comes to an end. On
-// Ready and Maintenance the machine stays on until [Machine.PowerOff], or until
-// ctx, which is the electricity, ends; PowerOff must be called in either case.
-// Otherwise it is off again.
+// ending is what PowerOn returns.
+type ending struct {
+	outcome Outcome
+	err     error
+}
+
+// PowerOn starts the machine and blocks until its first boot comes to an end.
+// On Ready and Maintenance the machine stays on until [Machine.PowerOff], or
+// until ctx, which is the electricity, ends: a Reset call makes it boot again,
+// as often as there are some. Otherwise it is off again. It also goes off by
+// itself when a later boot ends like that.
 //
 // A server that does not answer, or breaks off, is waited for as long as ctx
 // lasts, by way of the boot manager's other options; a server that answers
 // wrongly ends the boot with a [*Fault].
 func (m *Machine) PowerOn(ctx context.Context) (Outcome, error) {
+	_, outcome, err := m.powerOn(ctx)
+	return outcome, err
+}
+
+func (m *Machine) powerOn(ctx context.Context) (*boot, Outcome, error) {
 	power, cut := context.WithCancelCause(ctx)
-	b := &boot{Machine: m, ctx: power, cut: cut, host: m.opts.Fabric.NewHost(m.opts.Name)}
+	b := &boot{
+		Machine: m, ctx: power, cut: cut, host: m.opts.Fabric.NewHost(m.opts.Name),
+		came: make(chan ending, 1), done: make(chan struct{}),
+	}
 	m.mu.Lock()
 	if m.power != nil {
 		m.mu.Unlock()
 		cut(nil)
-		return "", fmt.Errorf("%s is on already", m.opts.Name)
+		return nil, "", fmt.Errorf("%s is on already", m.opts.Name)
 	}
 	m.power = b
 	m.mu.Unlock()
-	outcome, err := b.run(power)
-	if err == nil && outcome != NoBoot {
-		return outcome, nil
-	}
+	go b.live()
+	first := <-b.came
+	return b, first.outcome, first.err
+}
+
+// live is the machine from power-on until it is off.
+func (b *boot) live() {
+	defer close(b.done)
+	outcome, err := b.run(b.ctx)
 	if err != nil {
-		stood := m.timeline.last()
-		m.timeline.add(StepSolicit, "off: %v", err)
-		err = fmt.Errorf("%s, at %s: %w", m.opts.Name, stood, err)
+		stood := b.timeline.last()
+		b.timeline.add(StepSolicit, "off: %v", err)
+		err = fmt.Errorf("%s, at %s: %w", b.opts.Name, stood, err)
 	}
-	m.off(b)
-	return outcome, err
+	b.cut(ErrPowerCut)
+	b.host.Close()
+	b.setNode(nil)
+	b.mu.Lock()
+	b.power = nil
+	b.mu.Unlock()
+	b.end = ending{outcome, err}
+	b.tell(b.end)
+}
+
+// reach tells PowerOn that the machine is up.
+func (b *boot) reach(o Outcome) { b.tell(ending{outcome: o}) }
+
+// tell is heard once.
+func (b *boot) tell(e ending) {
+	select {
+	case b.came <- e:
+	default:
+	}
+}
+
+// setNode makes n the Talos that runs, in place of the one before.
+func (b *boot) setNode(n *Node) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.node != nil {
+		b.accepted += b.node.Accepted()
+	}
+	b.node = n
 }
 
 // PowerOff cuts the power and waits until nothing of the machine runs.
@@ -277,21 +331,10 @@ func (m *Machine) PowerOff() {
 	b := m.power
 	m.mu.Unlock()
 	if b != nil {
-		m.off(b)
-	}
-}
-
-func (m *Machine) off(b *boot) {
-	b.cut(ErrPowerCut)
-	b.host.Close()
-	b.live.Wait()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.power == b {
-		if b.node != nil {
-			m.accepted += b.node.Accepted()
-		}
-		m.power = nil
+		b.unplugged.Store(true)
+		b.cut(ErrPowerCut)
+		b.host.Close()
+		<-b.done
 	}
 }
 
@@ -318,15 +361,16 @@ func (b *boot) step(s Step, format string, args ...any) error {
 // errExit is iPXE giving up on purpose: the script said so.
 var errExit = errors.New("iPXE exits to the firmware")
 
-// run is the boot manager: network first, then disk, from the start again.
+// run is the boot manager: network first, then disk, from the start again. It
+// returns when the machine is off.
 func (b *boot) run(ctx context.Context) (Outcome, error) {
 	for {
 		line, err := b.network(ctx)
 		if err == nil {
-			outcome, err := b.talos(ctx, line)
-			if !errors.Is(err, errReboot) {
-				return outcome, err
+			if err := b.talos(ctx, line); !errors.Is(err, errReboot) {
+				return halted(err)
 			}
+			b.restart()
 			continue
 		}
 		var broken *Fault
@@ -336,10 +380,10 @@ func (b *boot) run(ctx context.Context) (Outcome, error) {
 		b.timeline.add(StepSolicit, "network boot ends: %v", err)
 		switch {
 		case b.disk.Installed():
-			outcome, err := b.talos(ctx, nil)
-			if !errors.Is(err, errReboot) {
-				return outcome, err
+			if err := b.talos(ctx, nil); !errors.Is(err, errReboot) {
+				return halted(err)
 			}
+			b.restart()
 		case errors.Is(err, errNoOffer) || errors.Is(err, errExit):
 			return NoBoot, nil
 		}
@@ -347,6 +391,19 @@ func (b *boot) run(ctx context.Context) (Outcome, error) {
 			return "", err
 		}
 	}
+}
+
+func halted(err error) (Outcome, error) {
+	if errors.Is(err, errHalt) {
+		return PoweredOff, nil
+	}
+	return "", err
+}
+
+// restart is between Talos' end and the firmware: no Talos, no addresses.
+func (b *boot) restart() {
+	b.setNode(nil)
+	b.host.dropAll()
 }
 
 // network runs firmware and iPXE, and returns the kernel line.

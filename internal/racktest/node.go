@@ -62,7 +62,9 @@ type Node struct {
 	timeSynced bool
 	nodeReady  bool
 	stage      machineapi.MachineStatusEvent_MachineStage
-	bootstraps int // accepted calls
+	booted     bool        // the boot sequence has ended
+	order      *resetOrder // a reset that is under way
+	bootstraps int         // accepted calls
 	status     *machineapi.MachineStatusEvent
 }
 
@@ -132,7 +134,8 @@ func (n *Node) Ready() <-chan struct{} { return n.ready }
 func (n *Node) ControlPlane() bool { return n.control }
 
 // Run runs the node until ctx ends, and returns nil then. It leaves nothing
-// behind but what is on the disk.
+// behind but what is on the disk. After a Reset call has done its work Run
+// returns an error that wraps ErrReset.
 func (n *Node) Run(parent context.Context) error {
 	live, ctx := errgroup.WithContext(parent)
 	e := n.events
@@ -158,14 +161,31 @@ func (n *Node) Run(parent context.Context) error {
 	if n.opts.Sink != "" {
 		live.Go(func() error { e.stream(ctx, n.opts.Sink, n.opts.Timing, nil, new(int)); return nil })
 	}
-	live.Go(func() error { return n.runAPI(ctx) })
-	live.Go(func() error { return n.runKubelet(ctx) })
-	live.Go(func() error { return n.runTime(ctx) })
-	live.Go(func() error { return n.runBoot(ctx) })
-	if n.control {
-		live.Go(func() error { return n.runTrustd(ctx) })
-		live.Go(func() error { return n.runEtcd(ctx) })
+	serving, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var services sync.WaitGroup
+	serve := func(run func(context.Context) error) {
+		services.Add(1)
+		live.Go(func() error {
+			defer services.Done()
+			err := run(serving)
+			if errors.Is(context.Cause(serving), errStopping) {
+				return nil
+			}
+			return err
+		})
 	}
+	serve(n.runAPI)
+	serve(n.runKubelet)
+	serve(n.runTime)
+	serve(n.runBoot)
+	if n.control {
+		serve(n.runTrustd)
+		serve(n.runEtcd)
+	}
+	live.Go(func() error {
+		return n.runReset(ctx, func() { stop(errStopping); services.Wait() })
+	})
 	err := live.Wait()
 	if parent.Err() != nil {
 		return nil
@@ -218,17 +238,25 @@ func (n *Node) runKubelet(ctx context.Context) error {
 	return n.update(ctx, func() { n.nodeReady = true })
 }
 
-// runBoot is the rest of the boot sequence: it ends when all services are up.
+// runBoot is the rest of the boot sequence: it ends when all services are up. A
+// reset cancels it; it goes on after one that failed.
 func (n *Node) runBoot(ctx context.Context) error {
-	if err := n.wait(ctx, func() bool { return len(n.unhealthy()) == 0 && n.timeSynced }); err != nil {
-		return err
+	for booted := false; !booted; {
+		if err := n.wait(ctx, func() bool { return n.order == nil && len(n.unhealthy()) == 0 && n.timeSynced }); err != nil {
+			return err
+		}
+		if err := n.update(ctx, func() {
+			if n.order != nil {
+				return
+			}
+			n.events.taskStop("startEverything", "startAllServices")
+			n.events.sequence("boot", machineapi.SequenceEvent_STOP)
+			n.stage, n.booted, booted = machineapi.MachineStatusEvent_RUNNING, true, true
+		}); err != nil {
+			return err
+		}
 	}
-	n.events.taskStop("startEverything", "startAllServices")
-	n.events.sequence("boot", machineapi.SequenceEvent_STOP)
-	if err := n.update(ctx, func() { n.stage = machineapi.MachineStatusEvent_RUNNING }); err != nil {
-		return err
-	}
-	if err := n.wait(ctx, func() bool { return n.nodeReady }); err != nil {
+	if err := n.wait(ctx, func() bool { return n.order == nil && n.nodeReady }); err != nil {
 		return err
 	}
 	if err := n.opts.step(StepReady, "running and ready"); err != nil {
@@ -287,6 +315,9 @@ func (n *Node) update(ctx context.Context, change func()) error {
 // machineStatus names what is missing with Talos' words.
 func (n *Node) machineStatus() *machineapi.MachineStatusEvent {
 	var unmet []*machineapi.MachineStatusEvent_MachineStatus_UnmetCondition
+	if n.stage == machineapi.MachineStatusEvent_RESETTING { // Talos checks nothing then, and says ready
+		return &machineapi.MachineStatusEvent{Stage: n.stage, Status: &machineapi.MachineStatusEvent_MachineStatus{Ready: true}}
+	}
 	add := func(name, reason string) {
 		unmet = append(unmet, &machineapi.MachineStatusEvent_MachineStatus_UnmetCondition{Name: name, Reason: reason})
 	}

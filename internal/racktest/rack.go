@@ -42,9 +42,12 @@ type Rack struct {
 
 	opts RackOptions
 
-	mu    sync.Mutex
-	start time.Time
-	cut   context.CancelCauseFunc // the electricity of the last Run
+	watchers sync.WaitGroup // one for each machine that is on
+
+	mu     sync.Mutex
+	start  time.Time
+	cut    context.CancelCauseFunc // the electricity of the last Run
+	failed []error                 // of machines that were up before
 }
 
 // NewRack makes the machines, all off, with blank disks. Their MACs, UUIDs and
@@ -87,7 +90,9 @@ func NewRack(o RackOptions) (*Rack, error) {
 // Run switches all machines on and waits until all are ready, or one has a
 // [*Fault], or ctx, which is the electricity, ends. A machine whose power was
 // cut, or that found nothing to boot, is switched on again. The machines stay
-// on until [Rack.Close].
+// on until [Rack.Close], and are switched on again like that if they reboot; one
+// whose power [Machine.PowerOff] cut is left alone, and so is one that a Reset
+// call has switched off.
 func (r *Rack) Run(ctx context.Context) error {
 	// No errgroup.WithContext: its context would end with Run, and is power.
 	power, cut := context.WithCancelCause(ctx)
@@ -109,14 +114,15 @@ func (r *Rack) Run(ctx context.Context) error {
 
 func (r *Rack) boot(ctx context.Context, m *Machine) error {
 	for {
-		outcome, err := m.PowerOn(ctx)
+		b, outcome, err := m.powerOn(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return fmt.Errorf("%s: %w; last at %s", m.Name(), context.Cause(ctx), m.timeline.last())
 		case err == nil && outcome == Ready:
+			r.watchers.Go(func() { r.watch(ctx, b) })
 			return nil
-		case err == nil && outcome == Maintenance:
-			return fmt.Errorf("%s is in maintenance mode", m.Name())
+		case err == nil && (outcome == Maintenance || outcome == PoweredOff):
+			return fmt.Errorf("%s is not ready: %s", m.Name(), outcome)
 		case err != nil && !errors.Is(err, ErrPowerCut):
 			return err
 		}
@@ -126,11 +132,33 @@ func (r *Rack) boot(ctx context.Context, m *Machine) error {
 	}
 }
 
+// watch switches a machine on again that was up and went off in a later boot.
+func (r *Rack) watch(ctx context.Context, b *boot) {
+	<-b.done
+	if ctx.Err() != nil || b.unplugged.Load() || b.end.outcome == PoweredOff {
+		return
+	}
+	err := b.end.err
+	if err == nil || errors.Is(err, ErrPowerCut) {
+		if sleep(ctx, r.opts.Timing.BootRetry) != nil {
+			return
+		}
+		err = r.boot(ctx, b.Machine)
+	}
+	if err != nil && ctx.Err() == nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.failed = append(r.failed, err)
+	}
+}
+
 // Check says what went wrong over the rack's whole life although every machine
 // may be ready: a cluster that was bootstrapped more or less than once, or fell
-// in two, and URLs that were handed out and never worked.
+// in two, machines that went off after they were up, and URLs that were handed out and never worked.
 func (r *Rack) Check() error {
-	var errs []error
+	r.mu.Lock()
+	errs := slices.Clone(r.failed)
+	r.mu.Unlock()
 	accepted := 0
 	etcds := map[string][]string{}
 	for _, m := range r.Machines {
@@ -167,6 +195,7 @@ func (r *Rack) Close() {
 	for _, m := range r.Machines {
 		m.PowerOff()
 	}
+	r.watchers.Wait()
 }
 
 // Report prints what each machine did, with seconds since the start.

@@ -33,35 +33,30 @@ type system struct {
 	sent     int                // events that a sink has confirmed
 }
 
-// talos runs Talos until it is ready: the netbooted one, which may install and
-// kexec, or the one on the disk.
-func (b *boot) talos(ctx context.Context, line *commandLine) (Outcome, error) {
+// talos runs Talos: the netbooted one, which may install and kexec, or the one
+// on the disk. It returns when that ends, with the reason.
+func (b *boot) talos(ctx context.Context, line *commandLine) error {
 	if line != nil {
 		if err := line.check(); err != nil {
-			return "", err
+			return err
 		}
 	}
 	for {
-		outcome, err := b.system(ctx, line)
-		if !errors.Is(err, errKexec) {
-			return outcome, err
+		if err := b.system(ctx, line); !errors.Is(err, errKexec) {
+			return err
 		}
 		if err := sleep(ctx, b.opts.Timing.Kexec); err != nil {
-			return "", err
+			return err
 		}
 		line = nil
 	}
 }
 
-func (b *boot) system(ctx context.Context, line *commandLine) (outcome Outcome, err error) {
+func (b *boot) system(ctx context.Context, line *commandLine) error {
 	s := &system{boot: b, line: line, events: newEventLog(), draining: make(chan struct{})}
 	s.net = &links{boot: b}
 	ctx, stop := context.WithCancel(ctx)
 	defer func() {
-		if err == nil { // it goes on running
-			b.live.Go(func() { defer stop(); <-ctx.Done(); s.live.Wait() })
-			return
-		}
 		close(s.draining)
 		hard := time.AfterFunc(drainTimeout, stop)
 		s.live.Wait()
@@ -73,7 +68,7 @@ func (b *boot) system(ctx context.Context, line *commandLine) (outcome Outcome, 
 
 // run is the Initialize, Install and Boot sequences
 // (pkg/runtime/v1alpha1/v1alpha1_sequencer.go).
-func (s *system) run(ctx context.Context) (Outcome, error) {
+func (s *system) run(ctx context.Context) error {
 	e := s.events
 	e.sequence("initialize", machineapi.SequenceEvent_START)
 	e.task("systemRequirements", "enforceKSPPRequirements")
@@ -87,39 +82,41 @@ func (s *system) run(ctx context.Context) (Outcome, error) {
 	e.task("usb", "waitForUSB")
 	e.task("meta", "reloadMeta")
 	if err := sleep(ctx, s.opts.Timing.Kernel); err != nil {
-		return "", err
+		return err
 	}
 	if s.line != nil && s.line.first("talos.experimental.wipe") != "" {
 		s.wipe(s.line.first("talos.experimental.wipe"))
-		return "", errReboot
+		return errReboot
 	}
 	if err := s.net.fromLine(s.line); err != nil {
-		return "", err
+		return err
 	}
 	s.setSink(ctx, nil)
 	e.taskStart("config", "loadConfig")
 	cfg, text, err := s.acquire(ctx)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if cfg == nil {
 		e.publish(&machineapi.TaskEvent{Task: "runningMaintenance", Action: machineapi.TaskEvent_START})
 		e.status(machineapi.MachineStatusEvent_MAINTENANCE, true)
 		s.timeline.add(StepConfig, "Talos has no machine config and waits in maintenance mode")
-		return Maintenance, nil
+		s.reach(Maintenance)
+		<-ctx.Done()
+		return context.Cause(ctx)
 	}
 	e.taskStop("config", "loadConfig")
 	e.sequence("initialize", machineapi.SequenceEvent_STOP)
 	e.sequence("install", machineapi.SequenceEvent_START)
 	if !s.disk.Installed() {
-		return "", s.install(ctx, cfg, text)
+		return s.install(ctx, cfg, text)
 	}
 	if s.disk.Config() == nil { // STATE was wiped, and the system was not
 		s.disk.setConfig(text)
 	}
 	e.sequence("install", machineapi.SequenceEvent_STOP)
 	if err := s.networkReady(ctx); err != nil {
-		return "", err
+		return err
 	}
 	return s.runNode(ctx, cfg)
 }
@@ -195,34 +192,30 @@ func (s *system) addressEvent() *machineapi.AddressEvent {
 }
 
 // runNode is everything after the config: the Talos API and its services.
-func (s *system) runNode(ctx context.Context, cfg config.Provider) (Outcome, error) {
+func (s *system) runNode(ctx context.Context, cfg config.Provider) error {
 	node, err := newNode(NodeOptions{
 		Hostname: s.net.hostname, Addresses: s.net.addresses(), Network: s.host, Peers: s.opts.Peers,
 		Disk: s.disk, Timing: s.opts.Timing, events: s.events, step: s.step,
 	}, cfg)
 	if err != nil {
-		return "", err
+		return err
 	}
-	s.mu.Lock()
-	if s.node != nil {
-		s.accepted += s.node.Accepted()
-	}
-	s.node = node
-	s.mu.Unlock()
-	failed := make(chan error, 1)
-	s.live.Go(func() {
-		if err := node.Run(ctx); err != nil {
-			failed <- err
-		}
-	})
+	s.setNode(node)
+	ended := make(chan error, 1)
+	s.live.Go(func() { ended <- node.Run(ctx) })
 	select {
 	case <-node.Ready():
-		return Ready, nil
-	case err := <-failed:
-		return "", err
-	case <-ctx.Done():
-		return "", context.Cause(ctx)
+		s.reach(Ready)
+		err = <-ended
+	case err = <-ended:
 	}
+	if err == nil { // the power went
+		return context.Cause(ctx)
+	}
+	if errors.Is(err, ErrReset) {
+		s.timeline.add(StepReady, "%v", err)
+	}
+	return err
 }
 
 // networkReady waits for an address. Without one it waits for ever: Talos

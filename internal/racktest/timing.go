@@ -54,6 +54,10 @@ type Timing struct {
 	// EtcdPull is the image pull that every accepted Bootstrap starts anew;
 	// EtcdStart the time from there to a healthy member.
 	EtcdPull, EtcdStart time.Duration
+	// Stop is how long a reset takes to the end of the API, and then again how
+	// long that may take; Reset the time from there to the wiped disk (28 s in
+	// all were seen).
+	Stop, Reset time.Duration
 	// Poll is the interval at which nodes look for their control plane.
 	Poll time.Duration
 }
@@ -69,6 +73,7 @@ func RealTiming() Timing {
 		Install: time.Minute, Kexec: 10 * time.Second,
 		API: 4 * time.Second, CRI: 10 * time.Second, TimeSync: 5 * time.Second, Kubelet: 15 * time.Second, TimeWait: 5 * time.Second,
 		EtcdPull: 30 * time.Second, EtcdStart: 10 * time.Second, Poll: 5 * time.Second,
+		Stop: 3 * time.Second, Reset: 22 * time.Second,
 	}
 }
 
@@ -85,6 +90,7 @@ func FastTiming() Timing {
 		Install: 20 * ms, Kexec: 5 * ms,
 		API: 5 * ms, CRI: 10 * ms, TimeSync: 5 * ms, Kubelet: 10 * ms, TimeWait: 50 * ms,
 		EtcdPull: 50 * ms, EtcdStart: 20 * ms, Poll: 20 * ms,
+		Stop: 30 * ms, Reset: 20 * ms,
 	}
 }
 

@@ -201,7 +201,7 @@ func (n *Node) runTrustd(ctx context.Context) error {
 	if err := n.up(ctx, "trustd"); err != nil {
 		return err
 	}
-	return serveGRPC(ctx, server, ln)
+	return serveGRPC(ctx, server, ln, n.opts.Timing.Stop)
 }
 
 type trustd struct {
