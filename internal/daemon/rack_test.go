@@ -244,6 +244,15 @@ func (l *lab) start(t *testing.T, store inventory.Store) (k *inventory.Keeper, s
 // the rack agrees.
 func verify(t *testing.T, k *inventory.Keeper, r *racktest.Rack) {
 	t.Helper()
+	awaitRack(t, k, r)
+	if err := r.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// awaitRack waits until nothing is left to do for any machine.
+func awaitRack(t *testing.T, k *inventory.Keeper, r *racktest.Rack) {
+	t.Helper()
 	wake, cancel := k.Watch()
 	defer cancel()
 	deadline := time.NewTimer(within)
@@ -263,6 +272,8 @@ func verify(t *testing.T, k *inventory.Keeper, r *racktest.Rack) {
 				waiting = fmt.Sprintf("%s is %s (%s)", v.Machine.Name, s.Phase, s.Reason)
 			} else if p := inventory.PlanBoot(v); p.Action != inventory.Disk {
 				waiting = fmt.Sprintf("%s would %s (%s)", v.Machine.Name, p.Action, p.Reason)
+			} else if o := v.Facts.Reimage; o.Outstanding() {
+				waiting = fmt.Sprintf("%s is to be reimaged (%s)", v.Machine.Name, o.Reason)
 			}
 		}
 		if !b.Done() {
@@ -278,9 +289,6 @@ func verify(t *testing.T, k *inventory.Keeper, r *racktest.Rack) {
 			_ = r.Report(&report)
 			t.Fatalf("the daemon still waits: %s\n%s", waiting, report.String())
 		}
-	}
-	if err := r.Check(); err != nil {
-		t.Error(err)
 	}
 }
 

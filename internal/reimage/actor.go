@@ -263,8 +263,10 @@ func (a *Actor) reset(ctx context.Context, v inventory.View, cl *inventory.Clust
 	}
 	calling, cancel := context.WithTimeout(ctx, resetting)
 	defer cancel()
-	outcome, err := a.talos.Reset(calling, cl, secrets, v.Machine.Address, r.Graceful, r.AllDisks)
-	log.Info().Str("outcome", string(outcome)).AnErr("detail", err).Bool("graceful", r.Graceful).Bool("allDisks", r.AllDisks).Msg("the wipe was asked for")
+	// Where the cluster may be lost there may be nothing left to leave.
+	graceful := r.Graceful && !r.Destroy
+	outcome, err := a.talos.Reset(calling, cl, secrets, v.Machine.Address, graceful, r.AllDisks)
+	log.Info().Str("outcome", string(outcome)).AnErr("detail", err).Bool("graceful", graceful).Bool("allDisks", r.AllDisks).Msg("the wipe was asked for")
 	e := inventory.Event{Kind: inventory.WipeAccepted, Machine: name, Message: "its API wipes it"}
 	switch outcome {
 	case Declined:
