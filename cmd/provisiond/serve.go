@@ -15,6 +15,7 @@ import (
 
 	"github.com/provisiond/provisiond/internal/boltstore"
 	"github.com/provisiond/provisiond/internal/daemon"
+	"github.com/provisiond/provisiond/internal/inventory"
 )
 
 const defaultConfig = "/etc/provisiond/provisiond.yaml"
@@ -109,7 +110,9 @@ func restoreCommand() *cobra.Command {
 		Use:   "restore BACKUP",
 		Short: "Put a backup in place of the database; the daemon must be stopped",
 		Long: "Put a backup in place of the database. The backup is checked page by page first, and the\n" +
-			"database it replaces is kept beside it.",
+			"database it replaces is kept beside it.\n\n" +
+			"What the backup says may have been overtaken: orders to reimage in it are cancelled, and a cluster that\n" +
+			"was not bootstrapped then is taken to run already, until its operator resets it.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := readConfig(path)
@@ -117,7 +120,13 @@ func restoreCommand() *cobra.Command {
 				return err
 			}
 			db := filepath.Join(cfg.Data, daemon.DatabaseFile)
-			kept, err := boltstore.Restore(db, args[0])
+			kept, err := boltstore.Restore(db, args[0], func(s inventory.Store) error {
+				k, err := inventory.NewKeeper(cmd.Context(), s, inventory.KeeperConfig{Subnets: cfg.Subnets})
+				if err != nil {
+					return err
+				}
+				return k.Restored(cmd.Context())
+			})
 			if err != nil {
 				return err
 			}

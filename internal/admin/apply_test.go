@@ -59,11 +59,10 @@ func TestApplyTwice(t *testing.T) {
 		r := newRig(t, Config{})
 		for range 3 {
 			body := mustJSON(t, randomRack(rng))
-			records := len(r.store.records)
-			rev := r.store.rev
+			rev := r.store.Rev()
 			var dry, first, second api.Applied
 			r.must(200, "POST", "/api/v1/apply?createClusters=true&dryRun=true", body, &dry)
-			if r.store.rev != rev || len(r.store.records) != records {
+			if r.store.Rev() != rev {
 				t.Fatalf("seed %d: a dry run wrote", seed)
 			}
 			r.must(200, "POST", "/api/v1/apply?createClusters=true", body, &first)
@@ -71,9 +70,9 @@ func TestApplyTwice(t *testing.T) {
 			if !reflect.DeepEqual(dry, first) {
 				t.Fatalf("seed %d: the dry run said\n%+v\nand it did\n%+v", seed, dry, first)
 			}
-			rev = r.store.rev
+			rev = r.store.Rev()
 			r.must(200, "POST", "/api/v1/apply", body, &second)
-			if second.Created+second.Updated != 0 || second.Unchanged != len(second.Changes) || r.store.rev != rev {
+			if second.Created+second.Updated != 0 || second.Unchanged != len(second.Changes) || r.store.Rev() != rev {
 				t.Fatalf("seed %d: the second apply of %s changed %+v", seed, body, second)
 			}
 			r.must(200, "POST", "/api/v1/apply", r.must(200, "GET", "/api/v1/export", "", nil).Body.String(), &second)
@@ -116,7 +115,7 @@ func TestApplySaysWhatDiffers(t *testing.T) {
 // is written.
 func TestApplyRefusesAllAtOnce(t *testing.T) {
 	r := seed(t, Config{})
-	rev := r.store.rev
+	rev := r.store.Rev()
 	rec := r.must(422, "POST", "/api/v1/apply?createClusters=true", `{
 		"clusters": [{"name":"new","endpoint":"http://a:6443"},
 		             {"name":"rack1","endpoint":"https://[2001:db8::1]:6443","patches":["bad"]},
@@ -146,7 +145,7 @@ func TestApplyRefusesAllAtOnce(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got %s\nwant %s\n%s", strings.Join(got, "\n    "), strings.Join(want, "\n     "), rec.Body)
 	}
-	if r.store.rev != rev {
+	if r.store.Rev() != rev {
 		t.Error("it wrote all the same")
 	}
 }
@@ -172,7 +171,7 @@ func TestApplyCreatesNoCluster(t *testing.T) {
 			if query == "" && r.talos.made > 0 {
 				t.Error("it made secrets")
 			}
-			if r.store.rev != 0 {
+			if r.store.Rev() != 0 {
 				t.Error("it wrote all the same")
 			}
 		})
@@ -215,12 +214,12 @@ func TestApplyChecksAddressesFirst(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := seed(t, Config{})
-			rev := r.store.rev
+			rev := r.store.Rev()
 			body := `{"clusters":[{"name":"new","endpoint":"https://[2001:db8::2]:6443"}],"machines":[` + good + `,{"role":"worker",` + tc.machine + `}]}`
 			for _, query := range []string{"?createClusters=true&dryRun=true", "?createClusters=true"} {
 				wantErrors(t, r.must(422, "POST", "/api/v1/apply"+query, body, nil), tc.want)
 			}
-			if r.store.rev != rev {
+			if r.store.Rev() != rev {
 				t.Error("it wrote all the same")
 			}
 		})
@@ -237,17 +236,19 @@ func TestApplyToAFullSubnet(t *testing.T) {
 	}
 	for a := addr("2001:db8::1000"); a != addr("2001:db8::2000"); a = a.Next() {
 		if key := (inventory.Key{Bucket: inventory.BucketAddresses, ID: a.String()}); a != v.Machine.Address {
-			r.store.records[key] = inventory.Record{Key: key, Value: []byte("another"), Rev: 1}
+			if _, _, err := r.store.Commit(t.Context(), inventory.Commit{Writes: []inventory.Write{{Key: key, Value: []byte("another")}}}); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	const w1 = `{"name":"w-1","macs":["525400000001"],"role":"worker"}`
-	rev := r.store.rev
+	rev := r.store.Rev()
 	wantErrors(t, r.must(507, "POST", "/api/v1/apply?dryRun=true", `{"machines":[`+w1+`]}`, nil), "body.machines[0].address: subnet rack")
 	wantErrors(t, r.must(507, "POST", "/api/v1/apply", `{"machines":[{"name":"w-0","macs":["525400000002"],"role":"worker","address":"2001:db8::6"},`+w1+`]}`, nil),
 		"body.machines[1].address: subnet rack")
 	moved := strings.Replace(cp1, `"role"`, `"address":"2001:db8::5","role"`, 1)
 	wantErrors(t, r.must(507, "POST", "/api/v1/apply", `{"machines":[`+moved+`,`+w1+`]}`, nil), "body.machines[1].address: subnet rack")
-	if r.store.rev != rev {
+	if r.store.Rev() != rev {
 		t.Error("it wrote all the same")
 	}
 	// Who knows that it is free may say so.

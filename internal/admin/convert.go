@@ -99,7 +99,7 @@ func machineOf(v inventory.View, now time.Time) api.Machine {
 			By: string(i.By), MAC: string(i.MAC), Client: string(i.Client), Peer: text(i.Peer), Relay: text(i.Relay), Port: i.Port,
 		}
 	}
-	if h := f.Holds; h.Cluster != "" {
+	if h := f.Holds; h.Cluster != "" && !h.Guess {
 		m.Facts.Holds = &api.Membership{Cluster: h.Cluster, Role: string(h.Role), Epoch: h.Epoch}
 	}
 	if b := f.Current(); b != nil {

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,88 +19,43 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/inventory/storetest"
 )
 
-// memStore is inventory.Store in memory.
+// memStore is a store in memory that can fail.
 type memStore struct {
-	mu      sync.Mutex
-	rev     uint64
-	records map[inventory.Key]inventory.Record
-	entries []inventory.LogEntry
-	full    bool  // commits fail with ErrFull
-	broken  error // reads fail with it
-	backup  func(io.Writer) error
+	*storetest.Memory
+	mu     sync.Mutex
+	full   bool  // commits fail with ErrFull
+	broken error // reads fail with it
+	backup func(io.Writer) error
 }
 
-func (s *memStore) Get(_ context.Context, key inventory.Key) (inventory.Record, error) {
+func (s *memStore) Get(ctx context.Context, key inventory.Key) (inventory.Record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.broken != nil {
 		return inventory.Record{}, s.broken
 	}
-	rec, ok := s.records[key]
-	if !ok {
-		return inventory.Record{}, inventory.ErrNotFound
-	}
-	return rec, nil
+	return s.Memory.Get(ctx, key)
 }
 
-func (s *memStore) List(_ context.Context, b inventory.Bucket, after string, limit int) ([]inventory.Record, error) {
+func (s *memStore) List(ctx context.Context, b inventory.Bucket, after string, limit int) ([]inventory.Record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.broken != nil {
 		return nil, s.broken
 	}
-	var out []inventory.Record
-	for key, rec := range s.records {
-		if key.Bucket == b && key.ID > after {
-			out = append(out, rec)
-		}
-	}
-	slices.SortFunc(out, func(a, b inventory.Record) int { return cmp.Compare(a.Key.ID, b.Key.ID) })
-	if limit > 0 && len(out) > limit {
-		out = out[:limit]
-	}
-	return out, nil
+	return s.Memory.List(ctx, b, after, limit)
 }
 
-func (s *memStore) Commit(_ context.Context, c inventory.Commit) (uint64, uint64, error) {
+func (s *memStore) Commit(ctx context.Context, c inventory.Commit) (rev, logID uint64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.full {
 		return 0, 0, fmt.Errorf("disk: %w", inventory.ErrFull)
 	}
-	for _, check := range c.Checks {
-		if s.records[check.Key].Rev != check.Rev {
-			return 0, 0, inventory.ErrConflict
-		}
-	}
-	s.rev++
-	for _, w := range c.Writes {
-		if w.Value == nil {
-			delete(s.records, w.Key)
-		} else {
-			s.records[w.Key] = inventory.Record{Key: w.Key, Value: w.Value, Rev: s.rev}
-		}
-	}
-	first := uint64(len(s.entries) + 1)
-	for _, v := range c.Log {
-		s.entries = append(s.entries, inventory.LogEntry{ID: uint64(len(s.entries) + 1), Value: v})
-	}
-	return s.rev, first, nil
-}
-
-func (s *memStore) Log(_ context.Context, after uint64, limit int) ([]inventory.LogEntry, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	list := s.entries[min(after, uint64(len(s.entries))):]
-	return slices.Clone(list[:min(limit, len(list))]), nil
-}
-
-func (s *memStore) LogTail(_ context.Context, limit int) ([]inventory.LogEntry, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.entries[max(0, len(s.entries)-limit):]), nil
+	return s.Memory.Commit(ctx, c)
 }
 
 func (s *memStore) Backup(_ context.Context, w io.Writer) error {
@@ -111,8 +65,6 @@ func (s *memStore) Backup(_ context.Context, w io.Writer) error {
 	_, err := io.WriteString(w, "the whole database")
 	return err
 }
-
-func (s *memStore) Close() error { return nil }
 
 // fakeTalos refuses what its patches tell it to, and counts the secrets it makes.
 type fakeTalos struct {
@@ -306,7 +258,7 @@ func newRig(t testing.TB, cfg Config) *rig {
 	t.Helper()
 	r := &rig{
 		t:     t,
-		store: &memStore{records: map[inventory.Key]inventory.Record{}},
+		store: &memStore{Memory: storetest.NewMemory()},
 		talos: &fakeTalos{},
 		blobs: &fakeBlobs{has: map[inventory.Blob]bool{}},
 		logs:  &syncBuffer{},

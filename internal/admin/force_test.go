@@ -58,14 +58,14 @@ func TestForce(t *testing.T) {
 					r.must(ok, tc.method, "/api/v1"+tc.path, tc.body, nil)
 					return
 				}
-				rev := r.store.rev
+				rev := r.store.Rev()
 				rec := r.must(409, tc.method, "/api/v1"+tc.path, tc.body, nil)
 				for _, want := range []string{who, tc.want, `"location":"` + tc.location + `"`, "--yes"} {
 					if !strings.Contains(rec.Body.String(), want) {
 						t.Errorf("no %q in %s", want, rec.Body)
 					}
 				}
-				if r.store.rev != rev {
+				if r.store.Rev() != rev {
 					t.Error("it wrote all the same")
 				}
 				query := "?force=true"

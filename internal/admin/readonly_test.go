@@ -32,7 +32,7 @@ func TestReadOnly(t *testing.T) {
 		}
 	}
 	fill := strings.NewReplacer("{machine}", "cp-1", "{cluster}", "rack1", "{version}", "v1.13.6", "{schematic}", "default", "{arch}", "amd64", "{sha256}", sha("x"))
-	rev := r.store.rev
+	rev := r.store.Rev()
 	for path, operations := range readDocument(t, r).Paths {
 		for method, op := range operations {
 			short := strings.TrimPrefix(path, api.Prefix)
@@ -59,7 +59,7 @@ func TestReadOnly(t *testing.T) {
 	if rec := ask("GET", "/openapi.json"); rec.Code != 200 {
 		t.Errorf("the document: %d", rec.Code)
 	}
-	if r.store.rev != rev {
+	if r.store.Rev() != rev {
 		t.Error("it wrote all the same")
 	}
 }

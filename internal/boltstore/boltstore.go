@@ -381,12 +381,16 @@ func (s *Store) Close() error {
 // damage anywhere in it is found before anything is replaced; it must be a
 // provisiond database of this schema. The database it replaces is kept; its new
 // name is returned, empty if there was none. After a crash in the middle, either
-// the old or the restored database is at path.
-func Restore(path, from string) (kept string, err error) {
+// the old or the restored database is at path. prepare, which may be nil, is done to
+// what is restored before it takes the place.
+func Restore(path, from string, prepare func(inventory.Store) error) (kept string, err error) {
 	tmp := path + ".restoring"
 	_ = os.Remove(tmp)                    // of a restore that was killed
 	defer func() { _ = os.Remove(tmp) }() // gone already when all went well
 	if err := copyRecords(tmp, from); err != nil {
+		return "", fmt.Errorf("backup %s: %w", from, err)
+	}
+	if err := prepared(tmp, prepare); err != nil {
 		return "", fmt.Errorf("backup %s: %w", from, err)
 	}
 	if _, err := os.Stat(path); err == nil {
@@ -412,6 +416,17 @@ func Restore(path, from string) (kept string, err error) {
 		return "", err
 	}
 	return kept, errors.Join(dir.Sync(), dir.Close())
+}
+
+func prepared(path string, prepare func(inventory.Store) error) error {
+	if prepare == nil {
+		return nil
+	}
+	s, err := Open(path, Options{})
+	if err != nil {
+		return err
+	}
+	return errors.Join(prepare(s), s.Close())
 }
 
 // copyRecords writes everything in the store at from to a new one.

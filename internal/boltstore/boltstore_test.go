@@ -124,13 +124,13 @@ func TestBackupAndRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	commit(t, s, "a", "after")
-	if _, err := boltstore.Restore(filepath.Join(dir, "db"), copied); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := boltstore.Restore(filepath.Join(dir, "db"), copied, nil); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Fatalf("restoring under a running daemon: %v", err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	kept, err := boltstore.Restore(filepath.Join(dir, "db"), copied)
+	kept, err := boltstore.Restore(filepath.Join(dir, "db"), copied, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestRestoreRefuses(t *testing.T) {
 			if err := os.WriteFile(bad, content, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := boltstore.Restore(filepath.Join(dir, "db"), bad); err == nil {
+			if _, err := boltstore.Restore(filepath.Join(dir, "db"), bad, nil); err == nil {
 				t.Fatal("it was restored")
 			}
 			if s, err := boltstore.Open(bad, boltstore.Options{}); err == nil {

@@ -107,7 +107,7 @@ func (a *Actor) round(ctx context.Context) time.Duration {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			d, err := a.advance(ctx, cl.Name)
+			d, err := a.Advance(ctx, cl.Name)
 			if err != nil && ctx.Err() == nil {
 				a.log.Error().Err(err).Str("cluster", cl.Name).Msg("bootstrap cannot go on")
 				d = poll
@@ -123,8 +123,9 @@ func (a *Actor) round(ctx context.Context) time.Duration {
 	return again
 }
 
-// advance takes one cluster step by step until it has to wait.
-func (a *Actor) advance(ctx context.Context, name string) (time.Duration, error) {
+// Advance takes one cluster step by step until it has to wait, and returns for how
+// long; 0: until something changes.
+func (a *Actor) Advance(ctx context.Context, name string) (time.Duration, error) {
 	for range maxSteps {
 		cl, b, err := a.inv.Cluster(ctx, name)
 		if err != nil {
@@ -171,6 +172,11 @@ func (a *Actor) do(ctx context.Context, cl *inventory.Cluster, secrets *inventor
 		// A crash after this leaves a claim without a call: the next round looks
 		// at every control plane again and calls this machine, no other.
 		return record(inventory.BootstrapClaimed, s.reason)
+	}
+	// It may have been ordered to be wiped meanwhile: whoever claims second sees the
+	// other's claim.
+	if v, err := a.inv.Machine(ctx, s.machine); err != nil || v.Facts.Reimage.Outstanding() {
+		return err
 	}
 	// A crash after this, before the answer is recorded, leaves an ambiguous
 	// call: the same machine is left alone for a while, then asked again.
@@ -249,7 +255,7 @@ func (a *Actor) probe(ctx context.Context, cl *inventory.Cluster, secrets *inven
 		wg.Go(func() {
 			probes[i] = a.talos.Probe(probing, cl, secrets, v.Machine.Address)
 			probes[i].Machine = v.Machine.Name
-			probes[i].MayHaveData = mayHaveData
+			probes[i].MayHaveData, probes[i].Leaves, probes[i].Wiped = mayHaveData, v.Facts.Reimage.Outstanding(), v.Facts.Reimage.ClaimedAt
 		})
 	}
 	wg.Wait()

@@ -51,6 +51,10 @@ type Probe struct {
 	// MayHaveData is set for a machine that could hold etcd's data without
 	// answering: its API was seen before, or its cluster was imported.
 	MayHaveData bool
+	// Wiped is when the machine was last told to wipe its disk; zero: never.
+	Wiped time.Time
+	// Leaves is set for a machine that is ordered to be wiped.
+	Leaves bool
 	// Err says why it did not answer, for the log.
 	Err string
 }
@@ -136,6 +140,9 @@ func nextOfClaimed(b inventory.Bootstrap, probes []Probe, now time.Time) step {
 		if p.Machine != b.Machine {
 			continue
 		}
+		if b.Ambiguous && p.Wiped.After(b.ClaimedAt) {
+			return step{act: wait, reason: fmt.Sprintf("%s may have been bootstrapped and was wiped then: give this life of the cluster up with provisiond cluster reset", b.Machine)}
+		}
 		if left := retryAmbiguous - now.Sub(b.SentAt); b.Ambiguous && left > 0 {
 			return step{act: wait, reason: fmt.Sprintf("the call to %s was not answered; it may have been accepted, so it is left alone for a while", b.Machine), again: min(left, poll)}
 		}
@@ -154,5 +161,5 @@ func nextOfClaimed(b inventory.Bootstrap, probes []Probe, now time.Time) step {
 
 // eligible reports whether a control plane waits to be bootstrapped.
 func eligible(p Probe) bool {
-	return p.Answered && p.Etcd == EtcdWaiting && (p.Stage == inventory.StageBooting || p.Stage == inventory.StageRunning)
+	return p.Answered && !p.Leaves && p.Etcd == EtcdWaiting && (p.Stage == inventory.StageBooting || p.Stage == inventory.StageRunning)
 }

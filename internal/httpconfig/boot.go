@@ -62,6 +62,12 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 		plan = inventory.Plan{Action: inventory.Hold, Reason: "there is no boot image for " + e.Machine}
 		e.Plan = plan.Action
 	}
+	if plan.Wait {
+		e.Plan = inventory.Hold
+		text(w, http.StatusOK, retryScript(e.Machine+": "+plan.Reason, again))
+		s.record(ctx, e) // which has it looked at
+		return
+	}
 	if !plan.Action.Netboots() {
 		s.hold(w, r, e, plan.Reason)
 		return

@@ -222,9 +222,13 @@ func TestWipeScript(t *testing.T) {
 	r := newRack(t)
 	r.keeper.change(func(v *inventory.View) {
 		v.Facts.Install = inventory.Order{Ordered: 1, Done: 1}
-		v.Facts.Reimage = inventory.Reimage{Order: inventory.Order{Ordered: 1}, ClearedAt: time.Now()}
+		v.Facts.Reimage = inventory.Reimage{Order: inventory.Order{Ordered: 1}}
 	})
 	const path = scriptPath + "?arch=x86_64"
+	if wait := r.ask("GET", path, stable).Body.String(); strings.Contains(wait, "kernel ") || !strings.Contains(wait, "sleep") || !r.keeper.view.Facts.AwaitsClearance() {
+		t.Fatalf("before it is cleared it is told\n%s", wait)
+	}
+	r.keeper.clear(t)
 	first := r.ask("GET", path, stable).Body.String()
 	retry := "retry=" + token
 	if !strings.Contains(first, " "+wipeArg+" ") && !strings.Contains(first, " "+wipeArg+"\n") || !strings.Contains(first, retry) {
@@ -251,13 +255,23 @@ func TestWipeScript(t *testing.T) {
 	}
 }
 
+// clear is word that the machine may be wiped.
+func (k *keeper) clear(t *testing.T) {
+	t.Helper()
+	if _, err := k.Record(t.Context(), inventory.Event{Kind: inventory.ReimageCleared, Machine: k.view.Machine.Name, Time: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestWipeIsClaimedOnce: of two requests at once, one is told to wipe.
 func TestWipeIsClaimedOnce(t *testing.T) {
 	r := newRack(t)
 	r.keeper.change(func(v *inventory.View) {
 		v.Facts.Install = inventory.Order{Ordered: 1, Done: 1}
-		v.Facts.Reimage = inventory.Reimage{Order: inventory.Order{Ordered: 1}, ClearedAt: time.Now()}
+		v.Facts.Reimage = inventory.Reimage{Order: inventory.Order{Ordered: 1}}
 	})
+	r.ask("GET", scriptPath+"?arch=x86_64", stable)
+	r.keeper.clear(t)
 	claimed := false
 	r.keeper.onRecord = func(inventory.Event) {
 		if !claimed { // the other one is first

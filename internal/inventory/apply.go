@@ -55,8 +55,8 @@ func (e *Event) complete(v View) {
 	switch {
 	case e.Kind == Solicited && e.Plan == "":
 		e.Plan = PlanBoot(v).Action
-	case (e.Kind == ConfigServed || e.Kind == APIAnswered) && e.Holds.Cluster == "" && v.Cluster != nil:
-		e.Holds = Membership{v.Cluster.Name, v.Machine.Role, v.Cluster.Epoch}
+	case (e.Kind == ScriptServed || e.Kind == ConfigServed || e.Kind == APIAnswered) && e.Holds.Cluster == "" && v.Cluster != nil:
+		e.Holds = Membership{Cluster: v.Cluster.Name, Role: v.Machine.Role, Epoch: v.Cluster.Epoch}
 	}
 }
 
@@ -191,9 +191,14 @@ func scriptServed(f *Facts, e Event) (tells bool) {
 		b = f.change(0)
 	}
 	served, plan, failed := first(&b.Script, e.Time), set(&b.Plan, e.Plan), set(&b.Error, e.Error)
-	if e.Plan == Wipe && f.Reimage.Due() {
+	if e.Plan == Wipe && f.DueAtNetboot() {
 		claimWipe(f, e, ViaNetboot)
 		f.Reimage.Boot = b.Number
+	}
+	if e.Plan == Install && f.Holds.Cluster == "" {
+		// Should the fetch of its config be lost in a crash of ours, its disk may make
+		// it that all the same.
+		f.Holds, f.Holds.Guess = e.Holds, e.Holds.Cluster != ""
 	}
 	order := e.Plan == Install && set(&b.Order, f.Install.Ordered)
 	return served || plan || failed || order
@@ -209,13 +214,7 @@ func apiAnswered(f *Facts, e Event) (tells bool) {
 	tells = notWiped(f, e) || tells
 	up := e.Stage == StageBooting || e.Stage == StageRunning
 	b := f.Current()
-	// An answer that arrives after a new boot began may still be the old
-	// system's: it counts for this boot only if this boot could have produced it.
-	// What came after the script may have been lost in a crash of ours; a first
-	// install has no old system that could answer instead.
-	mine := b == nil || b.Plan == Disk || b.Plan != Wipe && (!b.Config.IsZero() ||
-		e.Stage == StageRunning && (!b.Initramfs.IsZero() || f.Install.Ordered == 1 && !b.Script.IsZero()))
-	if !mine {
+	if !f.isOf(b, e) {
 		return tells
 	}
 	tells = set(&f.Ready, e.Ready && e.Stage == StageRunning) || tells
@@ -229,12 +228,29 @@ func apiAnswered(f *Facts, e Event) (tells bool) {
 	}
 	if f.Install.Outstanding() && installed(f, e) {
 		f.Install.Done, f.Install.DoneAt = f.Install.Ordered, e.Time
-		if f.Holds.Cluster == "" {
+		if f.Holds.Cluster == "" || f.Holds.Guess {
 			f.Holds = e.Holds
 		}
 		tells = true
 	}
 	return tells
+}
+
+// isOf says whether an answer of the API can be of what the machine runs since a boot
+// began. One that arrives after it began may still be of the system before it.
+func (f *Facts) isOf(b *Boot, e Event) bool {
+	switch {
+	case b == nil || b.Plan == Disk || b.Plan != Wipe && !b.Config.IsZero():
+		return true
+	case e.Asked.Sub(b.lastSign()) >= settle:
+		return true // it went no further, and came up from its disk
+	case b.Plan == Wipe || e.Stage != StageRunning || b.Script.IsZero() && b.Initramfs.IsZero():
+		return false
+	}
+	// What came after the script may have been lost in a crash of ours. A first install
+	// has no old system that could answer instead, and neither has one whose config was
+	// fetched in an earlier boot, once the question is younger than the script.
+	return !b.Initramfs.IsZero() || f.Install.Ordered == 1 || !f.fetched().IsZero() && e.Asked.After(b.Script)
 }
 
 // installed says whether an answer of the API is the evidence that uses up the

@@ -27,15 +27,17 @@ const (
 // order, claim, token or address rests on it. Should a crash lose the last second
 // of these, a machine has to be seen again, and nothing is done twice.
 //
-// That a config was fetched is evidence that uses up an install order, so it is
-// durable before the answer; but not for a machine's first install, which its API
-// alone proves (see installed).
-func (e Event) observed(f *Facts) bool {
+// That a config was fetched is evidence that uses up an order, so it is durable before
+// the answer; but not for a machine's first install, which its API alone proves (see
+// installed), and as what its script made it known already.
+func (e Event) observed(v *View) bool {
 	switch e.Kind {
 	case Solicited, Offered, LoaderServed, KernelServed, InitramfsServed, Reported:
 		return true
 	case ConfigServed:
-		return f.Install.Ordered <= 1
+		f := &v.Facts
+		known := v.Cluster != nil && f.Holds.Cluster == v.Cluster.Name && f.Holds.Epoch == v.Cluster.Epoch && f.Holds.Role == v.Machine.Role
+		return f.Install.Ordered <= 1 && !f.Reimage.Outstanding() && known
 	}
 	return false
 }
@@ -109,6 +111,7 @@ type Event struct {
 	AllDisks bool `json:"allDisks,omitempty"`
 	Graceful bool `json:"graceful,omitempty"`
 	Destroy  bool `json:"destroy,omitempty"`
+	Refused  bool `json:"refused,omitempty"`
 
 	// Holds is what a config makes of its machine. The Keeper fills it in.
 	Holds Membership `json:"holds,omitzero"`

@@ -138,6 +138,11 @@ type Boot struct {
 	ConfigTo      netip.Addr `json:"configTo,omitzero"` // who fetched it first
 }
 
+// lastSign is when the machine was last heard of before its config.
+func (b *Boot) lastSign() time.Time {
+	return latest(b.Started, b.Offered, b.Loader, b.Script, b.Kernel, b.Initramfs)
+}
+
 const (
 	maxDUIDs = 8
 	maxBoots = 8

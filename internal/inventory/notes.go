@@ -165,7 +165,7 @@ func (k *Keeper) note(ctx context.Context, e Event) (after View, ok bool, err er
 	if errors.Is(err, ErrNotFound) {
 		return after, false, nil // Record says so
 	}
-	if err != nil || base == nil || !e.observed(&base.Facts) {
+	if err != nil || base == nil || !e.observed(base) {
 		return after, false, err
 	}
 	after, upTo, err := k.fold(ctx, base, e.Arch)

@@ -21,6 +21,9 @@ func (a Action) Netboots() bool { return a == Install || a == Wipe }
 type Plan struct {
 	Action Action `json:"action"`
 	Reason string `json:"reason"`
+	// Wait is set when it is not yet certain that the machine may be wiped: it is to
+	// netboot, and to ask for its script again.
+	Wait bool `json:"wait,omitempty"`
 }
 
 // View is what one decision looks at: one machine (or none, for a stranger)
@@ -44,17 +47,17 @@ type View struct {
 func PlanBoot(v View) Plan {
 	switch m := v.Machine; {
 	case m == nil:
-		return Plan{Hold, "this MAC is not registered"}
+		return Plan{Action: Hold, Reason: "this MAC is not registered"}
 	case v.Facts.Reimage.Outstanding() && !v.Facts.Reimage.Claimed():
 		return planReimage(v)
 	case m.Cluster == "":
-		return Plan{Hold, m.Name + " belongs to no cluster"}
+		return Plan{Action: Hold, Reason: m.Name + " belongs to no cluster"}
 	case v.Cluster == nil:
-		return Plan{Hold, fmt.Sprintf("cluster %s of %s does not exist", m.Cluster, m.Name)}
+		return Plan{Action: Hold, Reason: fmt.Sprintf("cluster %s of %s does not exist", m.Cluster, m.Name)}
 	case !v.Facts.Install.Outstanding():
-		return Plan{Disk, fmt.Sprintf("installed (order %d, %s)", v.Facts.Install.Done, v.Facts.Install.DoneAt.UTC().Format("2006-01-02 15:04:05Z"))}
+		return Plan{Action: Disk, Reason: fmt.Sprintf("installed (order %d, %s)", v.Facts.Install.Done, v.Facts.Install.DoneAt.UTC().Format("2006-01-02 15:04:05Z"))}
 	case v.Image == nil && v.Wanted != "":
-		return Plan{Hold, fmt.Sprintf("boot image %s is not imported", v.Wanted)}
+		return Plan{Action: Hold, Reason: fmt.Sprintf("boot image %s is not imported", v.Wanted)}
 	}
-	return Plan{Install, fmt.Sprintf("install order %d is outstanding", v.Facts.Install.Ordered)}
+	return Plan{Action: Install, Reason: fmt.Sprintf("install order %d is outstanding", v.Facts.Install.Ordered)}
 }

@@ -25,15 +25,18 @@ type Reimage struct {
 	// Destroy lets it take the quorum of its cluster, or its last control plane.
 	Destroy bool `json:"destroy,omitempty"`
 	// ClearedAt is when nothing was left that this machine must not be taken from: it is
-	// no etcd member, or one that can go.
+	// no etcd member, or one that could go. That holds for the boot it was in then.
+	// RefusedAt is when it was needed where it is.
 	ClearedAt time.Time `json:"clearedAt,omitzero"`
+	RefusedAt time.Time `json:"refusedAt,omitzero"`
 	// ClaimedAt is set before the wipe is asked for; from then on the disk may be blank
 	// at any moment, and nothing asks a second time.
 	ClaimedAt time.Time `json:"claimedAt,omitzero"`
 	Via       Via       `json:"via,omitempty"`
 	Boot      uint64    `json:"boot,omitempty"` // that was given the script, for ViaNetboot
-	// Installed is set when the machine had been installed when its wipe was claimed.
-	Installed bool `json:"installed,omitempty"`
+	// Install is the install order as it was when the wipe was claimed, should the claim
+	// be taken back.
+	Install Order `json:"install,omitzero"`
 	// Attempts counts claims, MaxWipes of them at most.
 	Attempts int `json:"attempts,omitempty"`
 	// Reason says in words where it stands or what it waits for.
@@ -57,15 +60,22 @@ const MaxWipes = 3
 // counts as that of a system that was not wiped.
 const settle = time.Minute
 
-// Cleared reports whether the machine may be wiped.
-func (r *Reimage) Cleared() bool { return !r.ClearedAt.IsZero() }
-
 // Claimed reports whether the wipe was asked for, and may have happened.
 func (r *Reimage) Claimed() bool { return !r.ClaimedAt.IsZero() }
 
-// Due reports whether the machine is to be wiped now.
-func (r *Reimage) Due() bool {
-	return r.Outstanding() && r.Cleared() && !r.Claimed() && r.Attempts < MaxWipes
+// DueAtNetboot reports whether the boot that the machine is in is to wipe it: it was
+// cleared since that began, so that it cannot have become a member of etcd meanwhile.
+func (f *Facts) DueAtNetboot() bool {
+	r, b := &f.Reimage, f.Current()
+	return r.Outstanding() && !r.Claimed() && r.Attempts < MaxWipes && !r.AllDisks && b != nil && r.ClearedAt.After(b.Started)
+}
+
+// AwaitsClearance reports whether the machine is in its boot loader, where nothing of it
+// runs, and asks whether it is to be wiped.
+func (f *Facts) AwaitsClearance() bool {
+	r, b := &f.Reimage, f.Current()
+	return r.Outstanding() && !r.Claimed() && b != nil && !b.Script.IsZero() && b.Plan == Hold && b.Config.IsZero() && b.API.IsZero() &&
+		!r.ClearedAt.After(b.Started) && !r.RefusedAt.After(b.Started)
 }
 
 // Membership is what a machine's disk makes of it: what the config said that it
@@ -74,12 +84,15 @@ type Membership struct {
 	Cluster string `json:"cluster"`
 	Role    Role   `json:"role"`
 	Epoch   uint64 `json:"epoch"` // of the cluster
+	// Guess is set when it is not known and taken for what must be treated with most care.
+	Guess bool `json:"guess,omitempty"`
 }
 
 // HoldsEtcd reports whether the machine's disk may hold etcd's data of a cluster in
 // the epoch that it is in now.
 func (f *Facts) HoldsEtcd(c *Cluster) bool {
-	return f.Holds == Membership{c.Name, ControlPlane, c.Epoch}
+	h := f.Holds
+	return h.Cluster == c.Name && h.Role == ControlPlane && h.Epoch == c.Epoch
 }
 
 // PlanRetry is PlanBoot for a machine that asks with the token of a script that it
@@ -87,25 +100,32 @@ func (f *Facts) HoldsEtcd(c *Cluster) bool {
 func PlanRetry(v View, token string) Plan {
 	r, b := &v.Facts.Reimage, v.Facts.Current()
 	if v.Machine != nil && b != nil && token == b.Token && b.Plan == Wipe && r.Outstanding() && r.Via == ViaNetboot && r.Boot == b.Number && v.Image != nil {
-		return Plan{Wipe, fmt.Sprintf("reimage order %d, again: its script could not start Talos", r.Ordered)}
+		return Plan{Action: Wipe, Reason: fmt.Sprintf("reimage order %d, again: its script could not start Talos", r.Ordered)}
 	}
 	return PlanBoot(v)
 }
 
 // planReimage is PlanBoot of a machine with a reimage that is not claimed yet.
 func planReimage(v View) Plan {
-	r := &v.Facts.Reimage
-	switch {
-	case !r.Cleared():
-		return Plan{Disk, fmt.Sprintf("reimage order %d waits: %s", r.Ordered, r.Reason)}
-	case r.Attempts >= MaxWipes:
-		return Plan{Disk, fmt.Sprintf("reimage order %d: %d wipes left the disk as it was; cancel it, look at the machine's console, and order it again", r.Ordered, r.Attempts)}
-	case r.AllDisks:
-		return Plan{Disk, fmt.Sprintf("reimage order %d is to wipe all disks, which takes the machine's API", r.Ordered)}
-	case v.Image == nil:
-		return Plan{Hold, fmt.Sprintf("reimage order %d: boot image %s is not imported", r.Ordered, v.Wanted)}
+	r, b := &v.Facts.Reimage, v.Facts.Current()
+	plan := func(a Action, format string, args ...any) Plan {
+		return Plan{Action: a, Reason: fmt.Sprintf("reimage order %d: ", r.Ordered) + fmt.Sprintf(format, args...)}
 	}
-	return Plan{Wipe, fmt.Sprintf("reimage order %d: wipe the system disk, once", r.Ordered)}
+	switch {
+	case r.Attempts >= MaxWipes:
+		return plan(Disk, "%d wipes left the disk as it was: look at the machine's console, and order it again, or cancel it", r.Attempts)
+	case r.AllDisks:
+		return plan(Disk, "it is to wipe all disks, which takes the machine's API")
+	case v.Image == nil:
+		return plan(Hold, "boot image %s is not imported", v.Wanted)
+	case v.Facts.DueAtNetboot():
+		return plan(Wipe, "wipe the system disk, once")
+	case b != nil && r.RefusedAt.After(b.Started):
+		return plan(Disk, "%s", r.Reason)
+	}
+	p := plan(Wipe, "waits for word that it may be wiped")
+	p.Wait = true
+	return p
 }
 
 // applyReimage folds in what happens to a reimage. It refuses (ErrRefused) a second
@@ -117,11 +137,12 @@ func applyReimage(f *Facts, e Event) (tells bool, err error) {
 	}
 	switch e.Kind {
 	case ReimageOrdered:
-		if r.Outstanding() {
-			if e.Destroy && !r.Claimed() {
-				return set(&r.Destroy, true), nil // the word that it waited for
+		if r.Outstanding() && (r.Claimed() || r.Attempts < MaxWipes) {
+			if !e.Destroy || r.Destroy {
+				return false, nil // clicked twice
 			}
-			return false, nil // clicked twice
+			r.Destroy, r.Attempts = true, 0 // the word that it waited for
+			return true, nil
 		}
 		*r = Reimage{
 			Order:    Order{Ordered: r.Ordered + 1, OrderedAt: e.Time, Done: r.Done, DoneAt: r.DoneAt},
@@ -138,16 +159,19 @@ func applyReimage(f *Facts, e Event) (tells bool, err error) {
 		*r = Reimage{Order: Order{Ordered: r.Ordered, OrderedAt: r.OrderedAt, Done: r.Ordered, DoneAt: e.Time}, Reason: "cancelled"}
 		return true, nil
 	case ReimageWaits:
+		if r.Outstanding() && !r.Claimed() && e.Refused {
+			r.RefusedAt = e.Time
+		}
 		return r.Outstanding() && set(&r.Reason, e.Message), nil
 	case ReimageCleared:
 		if !r.Outstanding() || r.Claimed() {
 			return false, refused("no reimage waits to be cleared")
 		}
-		r.Reason = e.Message
-		return first(&r.ClearedAt, e.Time), nil
+		r.Reason, r.ClearedAt = e.Message, e.Time
+		return true, nil
 	case ScriptServed:
 		// The same script again, for who could not start it, or a claim of its own.
-		if again := e.Boot != 0 && e.Boot == r.Boot && r.Outstanding() && r.Via == ViaNetboot; e.Plan == Wipe && !r.Due() && !again {
+		if again := e.Boot != 0 && e.Boot == r.Boot && r.Outstanding() && r.Via == ViaNetboot; e.Plan == Wipe && !f.DueAtNetboot() && !again {
 			return false, refused("its wipe was asked for already")
 		}
 	case WipeClaimed:
@@ -163,7 +187,7 @@ func applyReimage(f *Facts, e Event) (tells bool, err error) {
 			return false, nil
 		}
 		unclaim(f, e.Message)
-		r.Attempts--
+		r.Attempts = max(0, r.Attempts-1)
 		return true, nil
 	}
 	return false, nil
@@ -174,7 +198,7 @@ func claimWipe(f *Facts, e Event, via Via) {
 	r := &f.Reimage
 	r.ClaimedAt, r.Via, r.Reason = e.Time, via, e.Message
 	r.Attempts++
-	if r.Installed = !f.Install.Outstanding(); r.Installed || f.Install.Ordered == 1 {
+	if r.Install = f.Install; !f.Install.Outstanding() || f.Install.Ordered == 1 {
 		f.Install.Ordered++ // never the first: that one may be proven without a fetch
 		f.Install.OrderedAt = e.Time
 	}
@@ -184,17 +208,18 @@ func claimWipe(f *Facts, e Event, via Via) {
 func unclaim(f *Facts, reason string) {
 	r := &f.Reimage
 	r.ClaimedAt, r.ClearedAt, r.Via, r.Boot, r.Reason = time.Time{}, time.Time{}, "", 0, reason
-	if r.Installed {
-		f.Install.Done = f.Install.Ordered // it still is
-	}
+	f.Install = r.Install
 }
 
-// wiped takes the fetch of a config as the proof of a wipe: Talos asks for one only if
-// its disk has none. b is the boot that fetched it.
+// wiped takes the fetch of a config as the proof that the disk was blank: Talos asks for
+// one only then. That is what any order to reimage is after, whether its wipe was asked
+// for or not, and the config is for the newest install order.
 func wiped(f *Facts, b *Boot, e Event) {
-	r := &f.Reimage
-	if r.Outstanding() && r.Claimed() && b.Order == f.Install.Ordered {
-		r.Done, r.DoneAt, r.Reason = r.Ordered, e.Time, "wiped: it fetched its new config"
+	if b.Plan == Install {
+		b.Order = f.Install.Ordered
+	}
+	if r := &f.Reimage; r.Outstanding() {
+		r.Done, r.DoneAt, r.Reason = r.Ordered, e.Time, "its disk was blank when it fetched its config"
 	}
 }
 
@@ -208,7 +233,7 @@ func notWiped(f *Facts, e Event) bool {
 	}
 	last := r.ClaimedAt
 	if b := f.Current(); b != nil {
-		last = latest(last, b.Started, b.Offered, b.Loader, b.Script, b.Kernel, b.Initramfs)
+		last = latest(last, b.lastSign())
 	}
 	if e.Asked.Sub(last) < settle {
 		return false

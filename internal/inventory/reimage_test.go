@@ -12,6 +12,8 @@ type life struct {
 	t   *testing.T
 	v   View
 	now time.Time
+	// busy: its cluster cannot do without it.
+	busy bool
 }
 
 func newLife(t *testing.T) *life {
@@ -59,12 +61,28 @@ func (l *life) netboot(xid uint32) Action {
 	l.t.Helper()
 	l.now = l.now.Add(3 * time.Minute)
 	l.must(Event{Kind: Solicited, Client: FirmwarePXE, XID: xid})
-	plan := PlanBoot(l.v).Action
-	if !plan.Netboots() {
-		return plan
+	plan := PlanBoot(l.v)
+	if !plan.Action.Netboots() {
+		return plan.Action
 	}
-	l.must(Event{Kind: Offered, Plan: plan}, Event{Kind: LoaderServed}, Event{Kind: ScriptServed, Plan: plan}, Event{Kind: KernelServed}, Event{Kind: InitramfsServed})
-	return plan
+	l.must(Event{Kind: Offered, Plan: plan.Action}, Event{Kind: LoaderServed})
+	if plan.Wait {
+		l.refused(Event{Kind: ScriptServed, Plan: Wipe})
+		l.must(Event{Kind: ScriptServed, Plan: Hold})
+		if !l.v.Facts.AwaitsClearance() {
+			l.t.Fatalf("it asks, and nobody is to look: %+v", l.v.Facts.Reimage)
+		}
+		if l.busy {
+			l.must(Event{Kind: ReimageWaits, Message: "etcd would be lost", Refused: true})
+		} else {
+			l.must(Event{Kind: ReimageCleared})
+		}
+		if plan = PlanBoot(l.v); !plan.Action.Netboots() {
+			return plan.Action
+		}
+	}
+	l.must(Event{Kind: ScriptServed, Plan: plan.Action}, Event{Kind: KernelServed}, Event{Kind: InitramfsServed})
+	return plan.Action
 }
 
 func (l *life) install(xid uint32) {
@@ -96,17 +114,23 @@ func (l *life) done(n uint64) {
 func TestReimageByNetboot(t *testing.T) {
 	l := newLife(t)
 	l.install(1)
-	if h := l.v.Facts.Holds; h != (Membership{"prod", ControlPlane, 1}) {
+	if h := l.v.Facts.Holds; h != (Membership{Cluster: "prod", Role: ControlPlane, Epoch: 1}) {
 		t.Errorf("its disk makes it %+v", h)
 	}
 	l.must(ordered(), ordered())
 	if r := l.v.Facts.Reimage; r.Ordered != 1 {
 		t.Fatalf("clicked twice, ordered %d times", r.Ordered)
 	}
-	if plan := PlanBoot(l.v); plan.Action != Disk || !strings.Contains(plan.Reason, "waits") {
+	if plan := PlanBoot(l.v); plan.Action != Wipe || !plan.Wait {
 		t.Errorf("before it is cleared the plan is %+v", plan)
 	}
+	// What cleared it before it booted is too old: it may have joined etcd since.
 	l.must(Event{Kind: ReimageCleared})
+	l.busy = true
+	if plan := l.netboot(7); plan != Disk {
+		t.Errorf("needed where it is, it was to %s", plan)
+	}
+	l.busy = false
 	if plan := l.netboot(2); plan != Wipe {
 		t.Fatalf("the plan was %s", plan)
 	}
@@ -156,7 +180,6 @@ func TestWipeThatDidNotHappen(t *testing.T) {
 		}
 	}
 	l.refused(Event{Kind: WipeClaimed})
-	l.must(Event{Kind: ReimageCleared})
 	if plan := PlanBoot(l.v); plan.Action != Disk {
 		t.Errorf("after %d tries the plan is %+v", MaxWipes, plan)
 	}
@@ -189,7 +212,7 @@ func TestWipeDeclined(t *testing.T) {
 func TestScriptThatCouldNotStart(t *testing.T) {
 	l := newLife(t)
 	l.install(1)
-	l.must(ordered(), Event{Kind: ReimageCleared})
+	l.must(ordered())
 	l.netboot(2)
 	b := l.v.Facts.Current()
 	if plan := PlanRetry(l.v, "guess"); plan.Action != Install {
@@ -211,7 +234,7 @@ func TestScriptThatCouldNotStart(t *testing.T) {
 // TestReimageOfOneNeverSeen: its disk may hold anything.
 func TestReimageOfOneNeverSeen(t *testing.T) {
 	l := newLife(t)
-	l.must(ordered(), Event{Kind: ReimageCleared})
+	l.must(ordered())
 	if plan := l.netboot(1); plan != Wipe {
 		t.Fatalf("the plan was %s", plan)
 	}
@@ -231,7 +254,7 @@ func TestReimageOfOneNeverSeen(t *testing.T) {
 func TestPowerCutBeforeTheWipe(t *testing.T) {
 	l := newLife(t)
 	l.install(1)
-	l.must(ordered(), Event{Kind: ReimageCleared})
+	l.must(ordered())
 	l.netboot(2)
 	if plan := l.netboot(3); plan != Install {
 		t.Fatalf("the next boot is to %s", plan)

@@ -74,33 +74,19 @@ func (k *Keeper) ResetCluster(ctx context.Context, name string, epoch uint64, bu
 	return old, err
 }
 
-// holders are the machines whose disks are of a life of a cluster, and those of them
-// that were control planes.
+// holders are the machines whose disks are of a life of a cluster, or of an earlier
+// one, and those of them that were control planes.
 func (k *Keeper) holders(ctx context.Context, cluster string, epoch uint64) (all, planes []string, err error) {
-	const page = 512
-	for after := ""; ; {
-		recs, err := k.store.List(ctx, BucketFacts, after, page)
-		if err != nil {
-			return nil, nil, err
-		}
-		for _, rec := range recs {
-			f, err := decode[Facts](rec)
-			if err != nil {
-				return nil, nil, err
-			}
-			after = rec.Key.ID
-			if f.Holds.Cluster != cluster || f.Holds.Epoch != epoch {
-				continue
-			}
+	err = k.eachFacts(ctx, func(f Facts) error {
+		if f.Holds.Cluster == cluster && f.Holds.Epoch <= epoch {
 			all = append(all, f.Machine)
 			if f.Holds.Role == ControlPlane {
 				planes = append(planes, f.Machine)
 			}
 		}
-		if len(recs) < page {
-			return all, planes, nil
-		}
-	}
+		return nil
+	})
+	return all, planes, err
 }
 
 // SecretsOf returns the secrets of a life of a cluster; ErrNotFound if it is not known.
@@ -117,6 +103,43 @@ func (k *Keeper) SecretsOf(ctx context.Context, cluster string, epoch uint64) (*
 		return nil, fmt.Errorf("secrets of life %d of cluster %q: %w", epoch, cluster, err)
 	}
 	return s, nil
+}
+
+// Keys are what opens a machine's API: those of a life of a cluster.
+type Keys struct {
+	Cluster *Cluster
+	Epoch   uint64
+	Secrets *Secrets
+}
+
+// Keys returns those that a machine's API may take, the likely ones first: of what its
+// disk makes of it, and where that is a guess, of the cluster as it is now. There may be
+// none: its cluster is gone.
+func (k *Keeper) Keys(ctx context.Context, v View) ([]Keys, error) {
+	h := v.Facts.Holds
+	var lives []Membership
+	if h.Cluster != "" {
+		lives = append(lives, h)
+	}
+	if cl := v.Cluster; cl != nil && (h.Cluster == "" || h.Guess && (h.Cluster != cl.Name || h.Epoch != cl.Epoch)) {
+		lives = append(lives, Membership{Cluster: cl.Name, Epoch: cl.Epoch})
+	}
+	var keys []Keys
+	for _, life := range lives {
+		cl, _, err := k.Cluster(ctx, life.Cluster)
+		var s *Secrets
+		if err == nil {
+			s, err = k.SecretsOf(ctx, life.Cluster, life.Epoch)
+		}
+		switch {
+		case errors.Is(err, ErrNotFound):
+		case err != nil:
+			return nil, err
+		default:
+			keys = append(keys, Keys{cl, life.Epoch, s})
+		}
+	}
+	return keys, nil
 }
 
 // oldSecrets cannot be the key of another cluster: @ is in no name.

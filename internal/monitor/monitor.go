@@ -32,8 +32,7 @@ const (
 type Inventory interface {
 	Machines(ctx context.Context, after string, limit int) ([]inventory.View, error)
 	Machine(ctx context.Context, ref string) (inventory.View, error)
-	Cluster(ctx context.Context, name string) (*inventory.Cluster, *inventory.Bootstrap, error)
-	SecretsOf(ctx context.Context, cluster string, epoch uint64) (*inventory.Secrets, error)
+	Keys(ctx context.Context, v inventory.View) ([]inventory.Keys, error)
 	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
 	// WatchMachines returns a channel that receives when something happened to
 	// machines, and take, which names them; not what Record itself was told.
@@ -229,32 +228,30 @@ func (m *Monitor) ask(ctx context.Context, name string) answer {
 	if again == 0 {
 		return never
 	}
-	// A machine that was moved runs what its disk says until it is reimaged.
-	cl, holds := v.Cluster, v.Facts.Holds
-	if holds.Cluster == "" {
-		holds = inventory.Membership{Cluster: cl.Name, Epoch: cl.Epoch}
-	} else if cl == nil || cl.Name != holds.Cluster {
-		cl, _, err = m.inv.Cluster(ctx, holds.Cluster)
-	}
-	var secrets *inventory.Secrets
-	if err == nil {
-		secrets, err = m.inv.SecretsOf(ctx, holds.Cluster, holds.Epoch)
-	}
-	if errors.Is(err, inventory.ErrNotFound) {
-		return never // its cluster is gone, and the keys to its API with it
-	}
+	keys, err := m.inv.Keys(ctx, v)
 	if err != nil {
 		m.log.Error().Err(err).Str("machine", name).Msg("cannot ask the API")
 		return answer{name, seldom, true}
 	}
-	asked := time.Now()
+	if len(keys) == 0 {
+		return never // its cluster is gone
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	stage, ready, err := m.talos.Status(ctx, cl, secrets, v.Machine.Address)
+	asked := time.Now()
+	var stage inventory.Stage
+	var ready bool
+	var life inventory.Keys
+	for _, life = range keys {
+		if stage, ready, err = m.talos.Status(ctx, life.Cluster, life.Secrets, v.Machine.Address); err == nil {
+			break
+		}
+	}
 	if err != nil {
 		return answer{name, again, true} // not up yet, or down: its phase says so in time
 	}
-	after, err := m.inv.Record(ctx, inventory.Event{Kind: inventory.APIAnswered, Machine: name, Stage: stage, Ready: ready, Asked: asked, Message: "its API answered: " + string(stage)})
+	holds := inventory.Membership{Cluster: life.Cluster.Name, Role: v.Machine.Role, Epoch: life.Epoch}
+	after, err := m.inv.Record(ctx, inventory.Event{Kind: inventory.APIAnswered, Machine: name, Stage: stage, Ready: ready, Asked: asked, Holds: holds, Message: "its API answered: " + string(stage)})
 	if err != nil {
 		m.log.Error().Err(err).Str("machine", name).Msg("cannot record what the API said")
 		return answer{name, again, true}

@@ -45,7 +45,7 @@ func New(inv Inventory, talos Talos, log zerolog.Logger) *Actor {
 }
 
 // Run looks at every machine once, and from then on at those to which something
-// happened, for as long as they have an order that is not claimed, until ctx ends. It
+// happened, for as long as they have an order that is open, until ctx ends. It
 // re-derives everything from what is committed, so that a restart costs nothing.
 func (a *Actor) Run(ctx context.Context) error {
 	wake, take, stop := a.inv.WatchMachines()
@@ -87,7 +87,7 @@ func (a *Actor) scan(ctx context.Context, pending map[string]bool) error {
 			return err
 		}
 		for _, v := range views {
-			if after = v.Machine.Name; waits(&v.Facts) {
+			if after = v.Machine.Name; v.Facts.Reimage.Outstanding() {
 				pending[after] = true
 			}
 		}
@@ -96,9 +96,6 @@ func (a *Actor) scan(ctx context.Context, pending map[string]bool) error {
 		}
 	}
 }
-
-// waits reports whether there is something to do for a machine.
-func waits(f *inventory.Facts) bool { return f.Reimage.Outstanding() && !f.Reimage.Claimed() }
 
 // Round takes the pending machines as far as they go now, and takes those out that have
 // nothing to wait for. Machines of one cluster's control plane go one after the other,
@@ -113,9 +110,12 @@ func (a *Actor) Round(ctx context.Context, pending map[string]bool) error {
 		} else if err != nil {
 			return err
 		}
-		if !waits(&v.Facts) {
+		switch r := &v.Facts.Reimage; {
+		case !r.Outstanding():
 			delete(pending, name)
 			continue
+		case r.Claimed():
+			continue // until its API proves that nothing came of it
 		}
 		group := "machine/" + name
 		if v.Facts.Holds.Role == inventory.ControlPlane {
@@ -148,18 +148,18 @@ func (a *Actor) Round(ctx context.Context, pending map[string]bool) error {
 // advance takes one machine one step further.
 func (a *Actor) advance(ctx context.Context, name string) error {
 	v, err := a.inv.Machine(ctx, name)
-	if err != nil || !waits(&v.Facts) {
+	if err != nil || !v.Facts.Reimage.Outstanding() || v.Facts.Reimage.Claimed() {
 		return err
 	}
 	r := v.Facts.Reimage
 	if r.Attempts >= inventory.MaxWipes {
-		return a.wait(ctx, v, fmt.Sprintf("%d wipes left its disk as it was: cancel this order, look at the machine, and order again", r.Attempts))
+		return a.wait(ctx, v, fmt.Sprintf("%d wipes left its disk as it was: look at its console, and order it again, or cancel it", r.Attempts))
 	}
 	if other, err := a.underway(ctx, v); err != nil || other != "" && !r.Destroy {
 		if err != nil {
 			return err
 		}
-		return a.wait(ctx, v, "waits for "+other+", another control plane of its cluster that is being reimaged")
+		return a.refuse(ctx, v, "waits for "+other+", another control plane of its cluster that is being reimaged")
 	}
 	s, err := a.guard.Look(ctx, v)
 	if err != nil {
@@ -167,38 +167,30 @@ func (a *Actor) advance(ctx context.Context, name string) error {
 	}
 	ok, why := s.MayGo(r.Destroy)
 	if !ok {
-		return a.wait(ctx, v, why)
+		return a.refuse(ctx, v, why)
 	}
-	cl, secrets, err := a.keys(ctx, v)
-	if err != nil {
+	life, err := a.answers(ctx, v)
+	switch {
+	case err != nil:
 		return err
-	}
-	answers := false
-	if cl != nil {
-		asked, cancel := context.WithTimeout(ctx, asking)
-		st, err := a.talos.Status(asked, cl, secrets, v.Machine.Address)
-		cancel()
-		// Not while it installs, or goes down already.
-		answers = err == nil && (st.Stage == inventory.StageBooting || st.Stage == inventory.StageRunning)
-	}
-	if !answers || !r.Graceful {
-		// Talos' own way out of etcd is not taken.
-		if err := a.guard.Release(ctx, &s); err != nil {
-			return a.wait(ctx, v, err.Error())
+	case life != nil:
+		if !r.Graceful || r.Destroy { // else Talos' own way out of etcd is taken
+			if err := a.guard.Release(ctx, &s); err != nil {
+				return a.wait(ctx, v, err.Error())
+			}
 		}
-	}
-	if answers {
-		return a.reset(ctx, v, cl, secrets, why)
-	}
-	if !r.Cleared() {
-		if _, err := a.inv.Record(ctx, inventory.Event{Kind: inventory.ReimageCleared, Machine: name, Message: why}); err != nil {
-			return err
-		}
-	}
-	if r.AllDisks {
+		return a.reset(ctx, v, life, why)
+	case r.AllDisks:
 		return a.wait(ctx, v, "its API does not answer, which alone can wipe all disks")
+	case !v.Facts.AwaitsClearance():
+		return a.wait(ctx, v, "its API does not answer: it is wiped when it next boots from the network")
 	}
-	return a.wait(ctx, v, "its API does not answer: it is wiped when it next boots from the network")
+	// It is in its boot loader, and stays there until it has its script.
+	if err := a.guard.Release(ctx, &s); err != nil {
+		return a.refuse(ctx, v, err.Error())
+	}
+	_, err = a.inv.Record(ctx, inventory.Event{Kind: inventory.ReimageCleared, Machine: name, Message: why})
+	return err
 }
 
 // underway names another control plane of the machine's cluster that was wiped and is
@@ -223,49 +215,54 @@ func (a *Actor) underway(ctx context.Context, v inventory.View) (string, error) 
 			return "", err
 		}
 		f := &p.Facts
-		if f.Holds == holds && (f.Reimage.Outstanding() && f.Reimage.Claimed() || f.Reimage.Ordered > 0 && f.Install.Outstanding()) {
+		sameLife := f.Holds.Cluster == holds.Cluster && f.Holds.Role == holds.Role && f.Holds.Epoch == holds.Epoch
+		if sameLife && f.Reimage.Claimed() && (f.Reimage.Outstanding() || f.Install.Outstanding()) {
 			return name, nil
 		}
 	}
 	return "", nil
 }
 
-// keys are those of the cluster that the machine's disk belongs to; nil: nobody's.
-func (a *Actor) keys(ctx context.Context, v inventory.View) (*inventory.Cluster, *inventory.Secrets, error) {
-	holds := v.Facts.Holds
-	if holds.Cluster == "" && v.Cluster != nil {
-		holds = inventory.Membership{Cluster: v.Cluster.Name, Epoch: v.Cluster.Epoch}
+// answers finds the keys that a machine's API takes; nil if it does not answer, is
+// installing, or goes down already.
+func (a *Actor) answers(ctx context.Context, v inventory.View) (*inventory.Keys, error) {
+	keys, err := a.inv.Keys(ctx, v)
+	if err != nil {
+		return nil, err
 	}
-	if holds.Cluster == "" {
-		return nil, nil, nil
-	}
-	cl, _, err := a.inv.Cluster(ctx, holds.Cluster)
-	if err == nil {
-		var s *inventory.Secrets
-		if s, err = a.inv.SecretsOf(ctx, holds.Cluster, holds.Epoch); err == nil {
-			return cl, s, nil
+	for _, life := range keys {
+		asked, cancel := context.WithTimeout(ctx, asking)
+		st, err := a.talos.Status(asked, life.Cluster, life.Secrets, v.Machine.Address)
+		cancel()
+		if err == nil && (st.Stage == inventory.StageBooting || st.Stage == inventory.StageRunning) {
+			return &life, nil
 		}
 	}
-	if errors.Is(err, inventory.ErrNotFound) {
-		err = nil
-	}
-	return nil, nil, err
+	return nil, nil
 }
 
 // reset claims the wipe, asks for it once, and records the answer. A crash after the
 // claim leaves one whose act may have happened: nobody asks again, unless the machine
 // is seen to run what it ran before (see inventory.Apply).
-func (a *Actor) reset(ctx context.Context, v inventory.View, cl *inventory.Cluster, secrets *inventory.Secrets, why string) error {
+func (a *Actor) reset(ctx context.Context, v inventory.View, life *inventory.Keys, why string) error {
 	r, name := v.Facts.Reimage, v.Machine.Name
 	log := a.log.With().Str("machine", name).Uint64("order", r.Ordered).Logger()
 	if _, err := a.inv.Record(ctx, inventory.Event{Kind: inventory.WipeClaimed, Machine: name, Message: "its API is asked to wipe it: " + why}); err != nil {
+		return err
+	}
+	// The bootstrap may have been claimed by it meanwhile: whoever claims second sees the
+	// other's claim.
+	if s, err := a.guard.Look(ctx, v); err != nil {
+		return err
+	} else if ok, why := s.MayGo(r.Destroy); !ok {
+		_, err := a.inv.Record(ctx, inventory.Event{Kind: inventory.WipeDeclined, Machine: name, Message: why})
 		return err
 	}
 	calling, cancel := context.WithTimeout(ctx, resetting)
 	defer cancel()
 	// Where the cluster may be lost there may be nothing left to leave.
 	graceful := r.Graceful && !r.Destroy
-	outcome, err := a.talos.Reset(calling, cl, secrets, v.Machine.Address, graceful, r.AllDisks)
+	outcome, err := a.talos.Reset(calling, life.Cluster, life.Secrets, v.Machine.Address, graceful, r.AllDisks)
 	log.Info().Str("outcome", string(outcome)).AnErr("detail", err).Bool("graceful", graceful).Bool("allDisks", r.AllDisks).Msg("the wipe was asked for")
 	e := inventory.Event{Kind: inventory.WipeAccepted, Machine: name, Message: "its API wipes it"}
 	switch outcome {
@@ -281,10 +278,20 @@ func (a *Actor) reset(ctx context.Context, v inventory.View, cl *inventory.Clust
 
 // wait keeps what a machine waits for, when that changed.
 func (a *Actor) wait(ctx context.Context, v inventory.View, reason string) error {
-	if reason == v.Facts.Reimage.Reason {
+	return a.keep(ctx, v, inventory.Event{Message: reason})
+}
+
+// refuse is wait, and lets a machine that asks in its boot loader go on to its disk.
+func (a *Actor) refuse(ctx context.Context, v inventory.View, reason string) error {
+	return a.keep(ctx, v, inventory.Event{Message: reason, Refused: v.Facts.AwaitsClearance()})
+}
+
+func (a *Actor) keep(ctx context.Context, v inventory.View, e inventory.Event) error {
+	if e.Message == v.Facts.Reimage.Reason && !e.Refused {
 		return nil
 	}
-	a.log.Info().Str("machine", v.Machine.Name).Str("reason", reason).Msg("reimage waits")
-	_, err := a.inv.Record(ctx, inventory.Event{Kind: inventory.ReimageWaits, Machine: v.Machine.Name, Message: reason})
+	a.log.Info().Str("machine", v.Machine.Name).Str("reason", e.Message).Msg("reimage waits")
+	e.Kind, e.Machine = inventory.ReimageWaits, v.Machine.Name
+	_, err := a.inv.Record(ctx, e)
 	return err
 }

@@ -57,6 +57,7 @@ type Clusters interface {
 	SecretsOf(ctx context.Context, cluster string, epoch uint64) (*inventory.Secrets, error)
 	Members(ctx context.Context, cluster string, role inventory.Role) ([]string, error)
 	Machine(ctx context.Context, ref string) (inventory.View, error)
+	Keys(ctx context.Context, v inventory.View) ([]inventory.Keys, error)
 }
 
 // Guard says what a machine means to its cluster's etcd.
@@ -132,26 +133,24 @@ func (g *Guard) Look(ctx context.Context, v inventory.View) (Standing, error) {
 }
 
 // members asks all control planes at once, and takes the first list there is.
-func (g *Guard) members(ctx context.Context, s *Standing, addrs []netip.Addr) []Member {
+func (g *Guard) members(ctx context.Context, s *Standing, addrs []netip.Addr) (first []Member) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	lists := make(chan []Member, len(addrs))
+	var mu sync.Mutex
+	var wg sync.WaitGroup
 	for _, a := range addrs {
-		go func() {
+		wg.Go(func() {
 			list, err := g.talos.Members(ctx, s.Cluster, s.secrets, a)
-			if err != nil {
-				list = nil
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil && len(list) > 0 && !s.Seen {
+				s.Seen, first = true, list
+				cancel() // the others
 			}
-			lists <- list
-		}()
+		})
 	}
-	for range addrs {
-		if list := <-lists; len(list) > 0 {
-			s.Seen = true
-			return list
-		}
-	}
-	return nil
+	wg.Wait()
+	return first
 }
 
 // count finds the machine among the members, and which of the others run.
