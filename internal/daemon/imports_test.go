@@ -28,6 +28,7 @@ var ours = map[string][]string{
 	"internal/httpconfig":          {"internal/inventory"},
 	"internal/loaders":             {"internal/inventory"},
 	"internal/images":              {"internal/inventory"},
+	"internal/machinelog":          {"internal/inventory"},
 	"internal/talos":               {"internal/inventory"},
 	"internal/admin":               {"internal/inventory", "internal/admin/api", "web"},
 	"internal/admin/api":           nil,
