@@ -49,6 +49,7 @@ func (s *system) sources(ctx context.Context) (config.Provider, []byte, error) {
 			return nil, nil, err
 		}
 		s.timeline.add(StepConfig, "config from STATE")
+		s.kmsg.talos(`machine config loaded successfully {"component": "controller-runtime", "controller": "config.AcquireController", "sources": ["state"]}`)
 		return cfg, text, s.activate(ctx, cfg)
 	}
 	if s.line == nil {
@@ -84,6 +85,7 @@ func (s *system) sources(ctx context.Context) (config.Provider, []byte, error) {
 			return nil, nil, err
 		}
 		if cfg.CompleteForBoot() {
+			s.kmsg.talos(`machine config loaded successfully {"component": "controller-runtime", "controller": "config.AcquireController", "sources": ["metal"]}`)
 			s.loaded(func(l *Loaded) { l.Config = hash(text) })
 			return cfg, text, nil
 		}
@@ -106,6 +108,7 @@ func (s *system) download(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.kmsg.talos("fetching machine config from: %q", target)
 	if err := s.step(StepConfig, "Talos fetches its config"); err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,7 @@ type eventLog struct {
 	events []*eventsapi.EventRequest
 	grown  chan struct{} // closed when an event was added
 	actor  string        // who has started the sequence that runs, if the API has
+	kmsg   *kernelLog    // where Talos says the same; may be nil
 }
 
 func newEventLog() *eventLog { return &eventLog{grown: make(chan struct{})} }
@@ -80,10 +82,12 @@ func (l *eventLog) at(i int) (*eventsapi.EventRequest, <-chan struct{}) {
 // The events by the names they have in Talos' own traces.
 
 func (l *eventLog) sequence(name string, a machineapi.SequenceEvent_Action) {
+	l.kmsg.talos("%s sequence: %s", name, strings.ToLower(a.String()))
 	l.publish(&machineapi.SequenceEvent{Sequence: name, Action: a})
 }
 
 func (l *eventLog) sequenceError(name, message string) {
+	l.kmsg.talos("%s sequence: failed: %s", name, message)
 	l.publish(&machineapi.SequenceEvent{Sequence: name, Action: machineapi.SequenceEvent_NOOP, Error: &common.Error{Message: message}})
 }
 
@@ -94,6 +98,7 @@ func (l *eventLog) task(phase, task string) {
 }
 
 func (l *eventLog) taskStart(phase, task string) {
+	l.kmsg.talos("phase %s: 1 tasks(s)", phase)
 	l.publish(&machineapi.PhaseEvent{Phase: phase, Action: machineapi.PhaseEvent_START})
 	l.publish(&machineapi.TaskEvent{Task: task, Action: machineapi.TaskEvent_START})
 }
@@ -107,6 +112,7 @@ func (l *eventLog) service(name string, a machineapi.ServiceStateEvent_Action, m
 	if health == nil {
 		health = &machineapi.ServiceHealth{Unknown: true}
 	}
+	l.kmsg.talos("service[%s](%s): %s", name, titled(a.String()), message)
 	l.publish(&machineapi.ServiceStateEvent{Service: name, Action: a, Message: message, Health: health})
 }
 

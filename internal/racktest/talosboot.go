@@ -31,6 +31,11 @@ type system struct {
 	sink     string             // endpoint that is streamed to
 	stopSink context.CancelFunc // and what ends that
 	sent     int                // events that a sink has confirmed
+
+	kmsg         *kernelLog
+	receiver     string             // URL that the kernel log is streamed to
+	stopReceiver context.CancelFunc // and what ends that
+	saidHostname string
 }
 
 // talos runs Talos: the netbooted one, which may install and kexec, or the one
@@ -55,6 +60,8 @@ func (b *boot) talos(ctx context.Context, line *commandLine) error {
 func (b *boot) system(ctx context.Context, line *commandLine) error {
 	s := &system{boot: b, line: line, events: newEventLog(), draining: make(chan struct{})}
 	s.net = &links{boot: b}
+	s.kmsg = newKernelLog()
+	s.events.kmsg = s.kmsg
 	ctx, stop := context.WithCancel(ctx)
 	defer func() {
 		close(s.draining)
@@ -70,6 +77,13 @@ func (b *boot) system(ctx context.Context, line *commandLine) error {
 // (pkg/runtime/v1alpha1/v1alpha1_sequencer.go).
 func (s *system) run(ctx context.Context) error {
 	e := s.events
+	s.kmsg.kernel("Linux version 6.18.9-talos (@buildkitsandbox) (clang version 21.1.8) #1 SMP Wed Jan 28 12:00:00 UTC 2026")
+	if s.line != nil {
+		s.kmsg.kernel("Kernel command line: %s", s.line.text)
+	} else {
+		s.kmsg.kernel("Kernel command line: talos.platform=metal slab_nomerge pti=on")
+	}
+	s.kmsg.talos("[initramfs] booting Talos v1.13.6")
 	e.sequence("initialize", machineapi.SequenceEvent_START)
 	e.task("systemRequirements", "enforceKSPPRequirements")
 	e.publish(&machineapi.AddressEvent{})
@@ -91,7 +105,9 @@ func (s *system) run(ctx context.Context) error {
 	if err := s.net.fromLine(s.line); err != nil {
 		return err
 	}
+	s.sayHostname()
 	s.setSink(ctx, nil)
+	s.setKernelLog(ctx, nil)
 	e.taskStart("config", "loadConfig")
 	cfg, text, err := s.acquire(ctx)
 	if err != nil {
@@ -271,6 +287,8 @@ func (s *system) activate(ctx context.Context, cfg config.Provider) error {
 	if err := s.net.apply(ctx, cfg); err != nil {
 		return err
 	}
+	s.sayHostname()
 	s.setSink(ctx, cfg)
+	s.setKernelLog(ctx, cfg)
 	return nil
 }
