@@ -41,6 +41,8 @@ type Config struct {
 	Hosts []string
 	// DHCPv6 explains packets and counts those it dropped; nil: there is none.
 	DHCPv6 DHCPv6
+	// Logs are what machines say; nil: there are none.
+	Logs Logs
 	// Pages answers what is not the API's; nil: nothing does.
 	Pages http.Handler
 	// Now is the clock that phases are told by. nil: time.Now.
@@ -144,6 +146,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	s.clusterRoutes(doc)
 	s.imageRoutes(doc)
 	s.eventRoutes(doc)
+	s.logRoutes(doc)
 	s.explainRoutes(doc)
 	s.rackRoutes(doc)
 	s.documentRoutes(r, doc.OpenAPI())

@@ -140,6 +140,34 @@ const heartbeat = 15 * time.Second
 
 // stream writes events until the client leaves or ctx ends; neither is an error.
 func (s *Server) stream(ctx context.Context, w http.ResponseWriter, in *watchInput, after uint64, wake <-chan struct{}) error {
+	const size = 256
+	return pump(ctx, w, wake, func() (buf []byte, more bool, err error) {
+		list, err := s.inv.Events(ctx, after, size)
+		if err != nil {
+			return nil, false, err
+		}
+		for i := range list {
+			after = list[i].ID
+			if !in.match(&list[i]) {
+				continue
+			}
+			if buf, err = message(buf, after, eventOf(list[i])); err != nil {
+				return nil, false, err
+			}
+		}
+		return buf, len(list) == size, nil
+	})
+}
+
+// message adds one server-sent event, whose data is v as JSON.
+func message(buf []byte, id uint64, v any) ([]byte, error) {
+	data, err := json.Marshal(v) // one line: JSON escapes newlines
+	return fmt.Appendf(buf, "id: %d\ndata: %s\n\n", id, data), err
+}
+
+// pump writes what next returns, at once, while there is more and each time after
+// wake, until the client leaves, ctx ends or wake is closed; none is an error.
+func pump(ctx context.Context, w http.ResponseWriter, wake <-chan struct{}, next func() (buf []byte, more bool, err error)) error {
 	w.Header().Set("Content-Type", "text/event-stream")
 	out := http.NewResponseController(w)
 	send := func(b []byte) (ok bool) {
@@ -153,34 +181,24 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, in *watchInp
 	}
 	tick := time.NewTicker(heartbeat)
 	defer tick.Stop()
-	const size = 256
 	for {
-		list, err := s.inv.Events(ctx, after, size)
+		buf, more, err := next()
 		if err != nil {
 			return err
-		}
-		var buf []byte
-		for i := range list {
-			after = list[i].ID
-			if !in.match(&list[i]) {
-				continue
-			}
-			data, err := json.Marshal(eventOf(list[i])) // one line: JSON escapes newlines
-			if err != nil {
-				return err
-			}
-			buf = fmt.Appendf(buf, "id: %d\ndata: %s\n\n", after, data)
 		}
 		if len(buf) > 0 && !send(buf) {
 			return nil
 		}
-		if len(list) == size {
+		if more {
 			continue
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-wake:
+		case _, open := <-wake:
+			if !open {
+				return nil
+			}
 		case <-tick.C:
 			if !send([]byte(":\n\n")) {
 				return nil

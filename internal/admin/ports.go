@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/provisiond/provisiond/internal/admin/api"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
@@ -83,6 +84,18 @@ type Events interface {
 	EventsTail(ctx context.Context, limit int) ([]inventory.Event, error)
 	// Watch returns a channel that receives after each commit, and its end.
 	Watch() (<-chan struct{}, func())
+}
+
+// Logs are what machines say: kernel lines and Talos' events, by machine. Lines are
+// ordered by their id.
+type Logs interface {
+	// Tail returns the newest lines, oldest first.
+	Tail(machine string, limit int) ([]api.LogLine, error)
+	// After returns all lines after an id, oldest first.
+	After(machine string, id uint64) ([]api.LogLine, error)
+	// Watch returns a channel that receives after lines were added, and its end.
+	// It is closed when the machine is removed.
+	Watch(machine string) (<-chan struct{}, func(), error)
 }
 
 // Discovered are the NICs seen that belong to nobody, the one seen last first.

@@ -15,7 +15,7 @@ func TestReadOnly(t *testing.T) {
 	secret := []string{"/backup", "/clusters/{cluster}/talosconfig", "/clusters/{cluster}/kubeconfig"}
 	open := []string{
 		"/clusters", "/clusters/{cluster}", "/discovered", "/events", "/events/watch", "/export", "/images", "/images/{version}/{schematic}/{arch}",
-		"/machines", "/machines/{machine}", "/machines/{machine}/boots", "/machines/{machine}/config", "/machines/{machine}/diff", "/status", "/version",
+		"/machines", "/machines/{machine}", "/machines/{machine}/boots", "/machines/{machine}/config", "/machines/{machine}/diff", "/machines/{machine}/logs", "/status", "/version",
 	}
 	r := seed(t, Config{})
 	server := New(Config{ReadOnly: true}, r.keeper, r.talos, nil, r.blobs, r.log).Handler()

@@ -51,6 +51,19 @@ type Event struct {
 	Error   string    `json:"error,omitempty"`
 }
 
+// LogLine is something that a machine said, without its secrets.
+type LogLine struct {
+	ID       uint64    `json:"id" doc:"Counts the lines of the machine"`
+	Time     time.Time `json:"time" doc:"By the machine's own clock"`
+	Kind     string    `json:"kind" enum:"kernel,event" doc:"Kernel log, which holds Talos' own, or Talos' event stream"`
+	Boot     uint64    `json:"boot,omitempty" doc:"Counts the starts of a kernel that were heard of"`
+	Seq      uint64    `json:"seq,omitempty" doc:"Number of the kernel's line in this boot"`
+	Uptime   float64   `json:"uptime,omitempty" doc:"Seconds since the kernel's start"`
+	Facility string    `json:"facility,omitempty"`
+	Level    string    `json:"level,omitempty"`
+	Text     string    `json:"text"`
+}
+
 // Status is the rack at a glance.
 type Status struct {
 	Version    string            `json:"version"`
