@@ -68,6 +68,7 @@ func TestCompletion(t *testing.T) {
 		"machine set cp-1 --image v":      "v1.13.6/abc v1.13.6",
 		"cluster kubeconfig ":             "other rack1",
 		"events --machine w":              "w-1",
+		"machine logs w":                  "w-1",
 		"image delete ":                   "v1.13.6/abc/amd64 v1.13.6/default/amd64",
 		"image delete v1.13.6/abc/amd64 ": "v1.13.6/default/amd64",
 		"image add --arch ":               "amd64 arm64",

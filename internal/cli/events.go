@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -36,7 +37,16 @@ func (a *app) eventsCommand() *cobra.Command {
 		if err != nil || !*followThem {
 			return err
 		}
-		return c.follow(cmd, out, q, last)
+		return c.follow(cmd, path("events", "watch"), q, last, func(data []byte) (string, error) {
+			var e api.Event
+			if err := json.Unmarshal(data, &e); err != nil {
+				return "", fmt.Errorf("the event stream of %s: %w", c.server, err)
+			}
+			if err := printEvent(cmd, out, e); err != nil {
+				return "", writeError{err}
+			}
+			return fmt.Sprint(e.ID), nil
+		})
 	}
 	return cmd
 }
@@ -123,13 +133,14 @@ const maxEvent = 1 << 20
 // writeError is an error of our own output: nobody reads along any more.
 type writeError struct{ error }
 
-// follow prints events from the stream until ctx ends. A stream that breaks,
-// as when provisiond restarts, goes on after the last event that was printed.
-func (c *client) follow(cmd *cobra.Command, out *format, q url.Values, last string) error {
+// follow hands each message of a stream to show, which returns its id, until ctx
+// ends. A stream that breaks, as when provisiond restarts, goes on after the last
+// one that was printed.
+func (c *client) follow(cmd *cobra.Command, path string, q url.Values, last string, show func(data []byte) (id string, err error)) error {
 	ctx := cmd.Context()
 	for ctx.Err() == nil {
 		var err error
-		last, err = c.printStream(cmd, out, q, last)
+		last, err = c.printStream(ctx, path, q, last, show)
 		var refused *problem
 		var output writeError
 		switch {
@@ -153,10 +164,10 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// printStream prints the events of one connection and returns the last one's
+// printStream prints the messages of one connection and returns the last one's
 // id, and always an error: how the connection ended.
-func (c *client) printStream(cmd *cobra.Command, out *format, q url.Values, last string) (string, error) {
-	resp, err := c.send(cmd.Context(), http.MethodGet, path("events", "watch"), q, nil, -1, http.Header{"Last-Event-Id": {last}})
+func (c *client) printStream(ctx context.Context, path string, q url.Values, last string, show func([]byte) (string, error)) (string, error) {
+	resp, err := c.send(ctx, http.MethodGet, path, q, nil, -1, http.Header{"Last-Event-Id": {last}})
 	if err != nil {
 		return last, err
 	}
@@ -164,18 +175,15 @@ func (c *client) printStream(cmd *cobra.Command, out *format, q url.Values, last
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, maxEvent)
 	for lines.Scan() {
-		data, ok := strings.CutPrefix(lines.Text(), "data: ")
+		data, ok := bytes.CutPrefix(lines.Bytes(), []byte("data: "))
 		if !ok {
 			continue
 		}
-		var e api.Event
-		if err := json.Unmarshal([]byte(data), &e); err != nil {
-			return last, fmt.Errorf("the event stream of %s: %w", c.server, err)
+		id, err := show(data)
+		if err != nil {
+			return last, err
 		}
-		if err := printEvent(cmd, out, e); err != nil {
-			return last, writeError{err}
-		}
-		last = fmt.Sprint(e.ID)
+		last = id
 	}
 	return last, cmp.Or(lines.Err(), io.ErrUnexpectedEOF)
 }

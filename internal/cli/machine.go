@@ -18,7 +18,7 @@ import (
 
 func (a *app) machineCommand() *cobra.Command {
 	cmd := group("machine", "Register, change and look at machines",
-		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineDelete(), a.machineReimage(), a.machineConfig(), a.machineDiff())
+		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineLogs(), a.machineDelete(), a.machineReimage(), a.machineConfig(), a.machineDiff())
 	cmd.Aliases = []string{"machines"}
 	return cmd
 }

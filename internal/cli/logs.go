@@ -1,0 +1,93 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+// maxLogLines is the most lines that the API answers with at once.
+const maxLogLines = 10000
+
+func (a *app) machineLogs() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "logs MACHINE", Short: "Print what a machine said: its kernel log and Talos' events", Args: cobra.ExactArgs(1),
+		Long: "Print what a machine said: its kernel log, which holds Talos' own, and Talos' events, from before its\n" +
+			"config on. Times are by the clock of the machine, which may be wrong until it is synchronised.",
+	}
+	limit := cmd.Flags().IntP("limit", "n", 100, fmt.Sprintf("print the newest, at most this many, up to %d", maxLogLines))
+	followThem := cmd.Flags().BoolP("follow", "f", false, "go on with what comes, until interrupted")
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		at := path("machines", args[0], "logs")
+		var newest api.List[api.LogLine]
+		if err := c.call(cmd.Context(), http.MethodGet, at, url.Values{"limit": {fmt.Sprint(*limit)}}, nil, &newest); err != nil {
+			return err
+		}
+		p, last := logPrinter{cmd: cmd, out: out}, uint64(0)
+		for _, l := range newest.Items {
+			last = l.ID
+			if err := p.print(l); err != nil {
+				return err
+			}
+		}
+		if !*followThem {
+			return nil
+		}
+		return c.follow(cmd, at, url.Values{"follow": {"true"}}, fmt.Sprint(last), func(data []byte) (string, error) {
+			var l api.LogLine
+			if err := json.Unmarshal(data, &l); err != nil {
+				return "", fmt.Errorf("the log stream of %s: %w", c.server, err)
+			}
+			if err := p.print(l); err != nil {
+				return "", writeError{err}
+			}
+			return fmt.Sprint(l.ID), nil
+		})
+	}
+	return cmd
+}
+
+// logPrinter prints lines, and a mark where another boot begins.
+type logPrinter struct {
+	cmd  *cobra.Command
+	out  *format
+	boot uint64
+}
+
+func (p *logPrinter) print(l api.LogLine) error {
+	w := p.cmd.OutOrStdout()
+	switch p.out.name {
+	case "json": // one a line, for programs that read along
+		enc := json.NewEncoder(w)
+		enc.SetEscapeHTML(false)
+		return enc.Encode(l)
+	case "yaml":
+		b, err := toYAML(l)
+		if err == nil {
+			_, err = fmt.Fprintf(w, "---\n%s", b)
+		}
+		return err
+	case "table":
+		if l.Boot != 0 && l.Boot != p.boot {
+			if p.boot != 0 {
+				if _, err := fmt.Fprintf(w, "---- the kernel starts again, boot %d ----\n", l.Boot); err != nil {
+					return err
+				}
+			}
+			p.boot = l.Boot
+		}
+		_, err := fmt.Fprintf(w, "%s  %-6s  %s\n", when(l.Time), l.Kind, clean(l.Text))
+		return err
+	}
+	return usagef("-o %s: write table, json or yaml", p.out.name)
+}
