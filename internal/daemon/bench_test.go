@@ -126,7 +126,7 @@ func (l *lab) fillHerd(b *testing.B) (paths []string, size int) {
 	}
 	v, err := k.Machine(b.Context(), "m-00000")
 	check(err)
-	cfg, err := newConfigs(k, l.cfg, netip.AddrPort{}).config(b.Context(), v)
+	cfg, err := newConfigs(k, l.cfg, Addrs{}).config(b.Context(), v)
 	check(err)
 	return paths, cfg.Size
 }

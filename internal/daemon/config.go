@@ -24,10 +24,11 @@ type rawConfig struct {
 	Address    netip.Addr `yaml:"address"`
 	Interfaces []string   `yaml:"interfaces"`
 	Ports      struct {
-		DHCPv6 *uint16 `yaml:"dhcpv6"`
-		TFTP   *uint16 `yaml:"tftp"`
-		HTTP   *uint16 `yaml:"http"`
-		Events *uint16 `yaml:"events"`
+		DHCPv6    *uint16 `yaml:"dhcpv6"`
+		TFTP      *uint16 `yaml:"tftp"`
+		HTTP      *uint16 `yaml:"http"`
+		Events    *uint16 `yaml:"events"`
+		KernelLog *uint16 `yaml:"kernelLog"`
 	} `yaml:"ports"`
 	API struct {
 		Socket *string `yaml:"socket"`
@@ -94,7 +95,7 @@ type Config struct {
 	// relay, and DHCPv6 listens on Address.
 	Interfaces []string
 	// Ports of the rack's servers; 0 means any free one.
-	DHCPv6Port, TFTPPort, HTTPPort, EventsPort uint16
+	DHCPv6Port, TFTPPort, HTTPPort, EventsPort, KernelLogPort uint16
 	// Socket is the path of the API's unix socket; Listen is its TCP address,
 	// invalid for none.
 	Socket string
@@ -108,8 +109,8 @@ type Config struct {
 	// TalosProxy is the host:port of an HTTP CONNECT proxy to the machines'
 	// Talos API; empty: they are reached directly.
 	TalosProxy string
-	// KernelLog is where machines send their kernel log, a URL as Talos takes
-	// it (tcp://[2001:db8::1]:4001/); empty: nowhere.
+	// KernelLog is where machines send their kernel log instead of to us, a URL
+	// as Talos takes it (tcp://[2001:db8::1]:4001/); empty: to KernelLogPort.
 	KernelLog string
 	LogLevel  string
 	LogJSON   bool
@@ -118,10 +119,11 @@ type Config struct {
 
 // Standard ports: RFC 8415 section 7.2, RFC 1350; the others are ours.
 const (
-	portDHCPv6 = 547
-	portTFTP   = 69
-	portHTTP   = 8080
-	portEvents = 4050
+	portDHCPv6    = 547
+	portTFTP      = 69
+	portHTTP      = 8080
+	portEvents    = 4050
+	portKernelLog = 4051
 )
 
 // ParseConfig reads a config file. It is strict: an unknown key is an error
@@ -132,17 +134,18 @@ func ParseConfig(text []byte) (*Config, error) {
 		return nil, err
 	}
 	c := &Config{
-		Data:       orString(raw.Data, "/var/lib/provisiond"),
-		Address:    raw.Address,
-		Interfaces: raw.Interfaces,
-		DHCPv6Port: orPort(raw.Ports.DHCPv6, portDHCPv6),
-		TFTPPort:   orPort(raw.Ports.TFTP, portTFTP),
-		HTTPPort:   orPort(raw.Ports.HTTP, portHTTP),
-		EventsPort: orPort(raw.Ports.Events, portEvents),
-		Socket:     "/run/provisiond/provisiond.sock",
-		Listen:     netip.AddrPortFrom(netip.IPv6Loopback(), 8440),
-		Loaders:    raw.Loaders,
-		TalosProxy: raw.Talos.Proxy, KernelLog: raw.Talos.KernelLog,
+		Data:          orString(raw.Data, "/var/lib/provisiond"),
+		Address:       raw.Address,
+		Interfaces:    raw.Interfaces,
+		DHCPv6Port:    orPort(raw.Ports.DHCPv6, portDHCPv6),
+		TFTPPort:      orPort(raw.Ports.TFTP, portTFTP),
+		HTTPPort:      orPort(raw.Ports.HTTP, portHTTP),
+		EventsPort:    orPort(raw.Ports.Events, portEvents),
+		KernelLogPort: orPort(raw.Ports.KernelLog, portKernelLog),
+		Socket:        "/run/provisiond/provisiond.sock",
+		Listen:        netip.AddrPortFrom(netip.IPv6Loopback(), 8440),
+		Loaders:       raw.Loaders,
+		TalosProxy:    raw.Talos.Proxy, KernelLog: raw.Talos.KernelLog,
 		LogLevel: orString(raw.Log.Level, "info"), LogJSON: raw.Log.Format != "console",
 	}
 	if raw.API.Socket != nil {
@@ -225,6 +228,9 @@ func (c *Config) validate(format string, wantsAdvertisements bool) error {
 	}
 	if p := c.HTTPPort; p != 0 && p == c.EventsPort {
 		return bad("ports.events", "choose another", "%d is the port of http, too", p)
+	}
+	if p := c.KernelLogPort; p != 0 && c.KernelLog == "" && (p == c.HTTPPort || p == c.EventsPort) {
+		return bad("ports.kernelLog", "choose another", "%d is the port of http or events, too", p)
 	}
 	if p := c.DHCPv6Port; p != 0 && p == c.TFTPPort {
 		return bad("ports.tftp", "choose another", "%d is the port of dhcpv6, too", p)

@@ -40,7 +40,7 @@ func TestExampleConfig(t *testing.T) {
 		t.Fatalf("with every default written out: %v\n%s", err, all.String())
 	}
 	a, b := *shown, *written
-	if a.Data != b.Data || a.HTTPPort != b.HTTPPort || a.EventsPort != b.EventsPort || a.DHCPv6Port != b.DHCPv6Port || a.TFTPPort != b.TFTPPort ||
+	if a.Data != b.Data || a.HTTPPort != b.HTTPPort || a.EventsPort != b.EventsPort || a.DHCPv6Port != b.DHCPv6Port || a.TFTPPort != b.TFTPPort || a.KernelLogPort != b.KernelLogPort || a.KernelLog != b.KernelLog ||
 		a.Socket != b.Socket || a.Listen != b.Listen || a.LogLevel != b.LogLevel || a.LogJSON != b.LogJSON || len(a.Loaders) != len(b.Loaders) ||
 		a.Boot[inventory.AMD64] != b.Boot[inventory.AMD64] || !maps.Equal(a.Advertise, b.Advertise) {
 		t.Errorf("the defaults shown are not the defaults:\n%+v\n%+v", a, b)
@@ -87,6 +87,8 @@ func TestBadConfig(t *testing.T) {
 		"loader without file":  {good + "loaders: {amd64/snponly.efi: \"\"}\n", "loaders.amd64/snponly.efi"},
 		"events on http":       {good + "ports: {http: 4050}\n", "ports.events"},
 		"http on events":       {good + "ports: {events: 8080}\n", "ports.events"},
+		"kernel log on http":   {good + "ports: {kernelLog: 8080}\n", "ports.kernelLog"},
+		"kernel log on events": {good + "ports: {kernelLog: 4050}\n", "ports.kernelLog"},
 		"tftp on dhcpv6":       {good + "ports: {tftp: 547}\n", "ports.tftp"},
 		"proxy as URL":         {good + "talos: {proxy: 'http://p:3128'}\n", "talos.proxy"},
 		"proxy without port":   {good + "talos: {proxy: p.example.org}\n", "talos.proxy"},

@@ -64,12 +64,13 @@ type Daemon struct {
 
 // Addrs is where a daemon listens, with the ports it really got.
 type Addrs struct {
-	DHCPv6 netip.AddrPort
-	TFTP   netip.AddrPort
-	HTTP   netip.AddrPort
-	Events netip.AddrPort
-	API    netip.AddrPort // invalid: no TCP address
-	Socket string         // empty: no unix socket
+	DHCPv6    netip.AddrPort
+	TFTP      netip.AddrPort
+	HTTP      netip.AddrPort
+	Events    netip.AddrPort
+	KernelLog netip.AddrPort // invalid: machines send it elsewhere
+	API       netip.AddrPort // invalid: no TCP address
+	Socket    string         // empty: no unix socket
 }
 
 // part is something that runs until its context ends. It owns what it was
@@ -133,13 +134,14 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.configs = newConfigs(keeper, cfg, d.addrs.Events)
+	d.configs = newConfigs(keeper, cfg, d.addrs)
+	logs := d.openLogs(cfg, keeper)
 	client := talos.NewClient(talos.ClientOptions{Proxy: cfg.TalosProxy}, component(o.Log, "talos"))
 	api := machineAPI{client}
 
 	leases := dhcpv6.New(dhcpv6.Config{ServerDUID: duid, Boot: urls}, keeper, dhcpv6.NewKernelNeighbours(), component(o.Log, "dhcpv6"))
 	d.run("dhcpv6", func(ctx context.Context) error { return leases.Serve(ctx, sockets.dhcpv6) })
-	if err := d.serveRack(cfg, sockets, keeper, urls, files, blobs, d.configs); err != nil {
+	if err := d.serveRack(cfg, sockets, keeper, urls, files, blobs, logs); err != nil {
 		return nil, err
 	}
 	d.run("bootstrap", bootstrap.New(keeper, api, component(o.Log, "bootstrap")).Run)
@@ -151,15 +153,15 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 		// The socket is root's alone. Any user of this host reaches the TCP port, so
 		// it shows what is there, and neither changes it nor hands out secrets.
 		readOnly := l.Addr().Network() != "unix"
-		operators := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, DHCPv6: askedServer{leases}}, keeper, d.configs,
+		server := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, DHCPv6: askedServer{leases}, Logs: logs}, operators{keeper, logs}, d.configs,
 			guards{reimage.NewGuard(keeper, resets{client})}, uploads{blobs}, component(o.Log, "api"))
-		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return operators.Serve(ctx, l) })
+		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return server.Serve(ctx, l) })
 	}
 	return d, nil
 }
 
 // serveRack adds the servers that machines speak to beside DHCPv6.
-func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, urls httpconfig.URLs, files fs.FS, blobs *images.Store, cfgs *configs) error {
+func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, urls httpconfig.URLs, files fs.FS, blobs *images.Store, logs machineLogs) error {
 	var limits tftp.Config
 	if cfg.Address.IsLoopback() {
 		limits.MaxPerPeer = 512 // a simulated rack: all machines have one address
@@ -168,11 +170,15 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, ur
 	for _, conn := range s.tftp {
 		d.run("tftp on "+conn.LocalAddr().String(), func(ctx context.Context) error { return first.Serve(ctx, conn) })
 	}
-	boot := httpconfig.New(httpconfig.Config{URLs: urls}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{cfgs}, Loaders: files, Images: blobs}, component(d.log, "http"))
+	boot := httpconfig.New(httpconfig.Config{URLs: urls}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{d.configs}, Loaders: files, Images: blobs}, component(d.log, "http"))
 	d.run("http", func(ctx context.Context) error { return boot.Serve(ctx, s.http) })
 
-	sink := talos.NewEventSink(reports{keeper}, reports{keeper}, component(d.log, "events"))
+	sink := talos.NewEventSink(reports{keeper}, reports{keeper}, logs, component(d.log, "events"))
 	d.run("events", func(ctx context.Context) error { return sink.Serve(ctx, s.events) })
+	if s.kernelLog != nil {
+		receiver := talos.NewKernelLog(logs, reports{keeper}, component(d.log, "kernellog"))
+		d.run("kernel log", func(ctx context.Context) error { return receiver.Serve(ctx, s.kernelLog) })
+	}
 
 	for _, name := range slices.Sorted(maps.Keys(cfg.Advertise)) {
 		conn, mac, err := ndp.Listen(name)
@@ -240,7 +246,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		d.log.Warn().Err(err).Msg("cannot tell systemd that we are ready")
 	}
 	d.log.Info().Stringer("dhcpv6", d.addrs.DHCPv6).Stringer("tftp", d.addrs.TFTP).Stringer("http", d.addrs.HTTP).
-		Stringer("events", d.addrs.Events).Str("socket", d.addrs.Socket).Msg("ready")
+		Stringer("events", d.addrs.Events).Stringer("kernelLog", d.addrs.KernelLog).Str("socket", d.addrs.Socket).Msg("ready")
 	<-ctx.Done()
 	d.log.Info().Msg("stopping")
 	err := errors.Join(group.Wait(), d.close())
@@ -336,11 +342,12 @@ func (u uploads) Has(_ context.Context, b inventory.Blob) (bool, error) { return
 
 // sockets is everything a daemon listens on.
 type sockets struct {
-	dhcpv6 net.PacketConn
-	tftp   []net.PacketConn
-	http   net.Listener
-	events net.Listener
-	api    []net.Listener
+	dhcpv6    net.PacketConn
+	tftp      []net.PacketConn
+	http      net.Listener
+	events    net.Listener
+	kernelLog net.Listener // nil: machines send it elsewhere
+	api       []net.Listener
 }
 
 func (d *Daemon) open(ctx context.Context, cfg *Config) (*sockets, error) {
@@ -393,6 +400,11 @@ func (d *Daemon) open(ctx context.Context, cfg *Config) (*sockets, error) {
 	}
 	if s.events, d.addrs.Events, err = tcp(net.ListenConfig{}, "the event sink", "ports.events", netip.AddrPortFrom(cfg.Address, cfg.EventsPort)); err != nil {
 		return nil, err
+	}
+	if cfg.KernelLog == "" {
+		if s.kernelLog, d.addrs.KernelLog, err = tcp(net.ListenConfig{}, "the kernel log", "ports.kernelLog", netip.AddrPortFrom(cfg.Address, cfg.KernelLogPort)); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.Listen.IsValid() {
 		l, addr, err := tcp(net.ListenConfig{}, "the API", "api.listen", cfg.Listen)

@@ -20,10 +20,11 @@ func TestRefusesToStart(t *testing.T) {
 		spoil func(t *testing.T, l *lab) (mend func())
 		want  string
 	}{
-		"TFTP port in use":   {func(t *testing.T, l *lab) func() { return holdUDP(t, l.cfg.TFTPPort) }, "ports.tftp"},
-		"HTTP port in use":   {func(t *testing.T, l *lab) func() { return holdTCP(t, l.cfg.HTTPPort) }, "ports.http"},
-		"DHCPv6 port in use": {func(t *testing.T, l *lab) func() { return holdUDP(t, l.cfg.DHCPv6Port) }, "DHCPv6"},
-		"event port in use":  {func(t *testing.T, l *lab) func() { return holdTCP(t, l.cfg.EventsPort) }, "ports.events"},
+		"TFTP port in use":       {func(t *testing.T, l *lab) func() { return holdUDP(t, l.cfg.TFTPPort) }, "ports.tftp"},
+		"HTTP port in use":       {func(t *testing.T, l *lab) func() { return holdTCP(t, l.cfg.HTTPPort) }, "ports.http"},
+		"DHCPv6 port in use":     {func(t *testing.T, l *lab) func() { return holdUDP(t, l.cfg.DHCPv6Port) }, "DHCPv6"},
+		"event port in use":      {func(t *testing.T, l *lab) func() { return holdTCP(t, l.cfg.EventsPort) }, "ports.events"},
+		"kernel log port in use": {func(t *testing.T, l *lab) func() { return holdTCP(t, l.cfg.KernelLogPort) }, "ports.kernelLog"},
 		"database locked": {func(t *testing.T, l *lab) func() {
 			s := l.open(t)
 			return func() { _ = s.Close() }

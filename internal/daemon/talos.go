@@ -73,8 +73,11 @@ func (m *made) forget() {
 	m.epoch++
 }
 
-func newConfigs(keeper *inventory.Keeper, cfg *Config, events netip.AddrPort) *configs {
-	options := talos.Options{EventSink: events, KernelLog: cfg.KernelLog}
+func newConfigs(keeper *inventory.Keeper, cfg *Config, at Addrs) *configs {
+	options := talos.Options{EventSink: at.Events, KernelLog: cfg.KernelLog}
+	if options.KernelLog == "" && at.KernelLog.IsValid() {
+		options.KernelLog = "tcp://" + at.KernelLog.String() + "/"
+	}
 	return &configs{keeper: keeper, renderer: talos.NewRenderer(options), options: options}
 }
 

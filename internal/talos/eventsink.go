@@ -33,6 +33,8 @@ const (
 	maxStreams     = 4        // calls at once on one connection; Talos makes one
 	eventRate      = 20       // events per second of one connection, in the long run
 	eventBurst     = 400      // and at once: a replay since boot was up to 98
+	maxHeldEvents  = 128      // lines of one unknown machine until it says who it is,
+	maxHeldEvent   = 512      // and bytes of each
 	maxRemembered  = 16384    // ids of events, and machines
 	maxEventText   = 2048     // bytes of an error or message that is kept
 	idleConnection = 15 * time.Minute
@@ -60,15 +62,17 @@ type EventSink struct {
 
 	rec     Recorder
 	resolve Resolver
+	logs    Logs
 	log     zerolog.Logger
 	seen    *lru[struct{}]        // machine and id of events that were recorded
 	last    *lru[inventory.Event] // machine → its last stage
 }
 
-// NewEventSink returns an EventSink. It does no I/O.
-func NewEventSink(rec Recorder, resolve Resolver, log zerolog.Logger) *EventSink {
+// NewEventSink returns an EventSink: what changes the picture of a machine goes to
+// rec, and a line about every event to logs. It does no I/O.
+func NewEventSink(rec Recorder, resolve Resolver, logs Logs, log zerolog.Logger) *EventSink {
 	return &EventSink{
-		rec: rec, resolve: resolve, log: log,
+		rec: rec, resolve: resolve, logs: logs, log: log,
 		seen: newLRU[struct{}](maxRemembered), last: newLRU[inventory.Event](maxRemembered),
 	}
 }
@@ -106,6 +110,7 @@ type reporter struct {
 	machine string
 	mac     inventory.MAC
 	held    []inventory.Event // of an unknown machine: its last stage and error
+	lines   []LogLine         // of an unknown machine: what it said
 }
 
 type reporterKey struct{}
@@ -139,6 +144,7 @@ func (s *EventSink) Publish(ctx context.Context, req *events.EventRequest) (*eve
 	r.mu.Lock() // one event of a machine at a time, in order
 	defer r.mu.Unlock()
 	s.identify(ctx, r, msg)
+	s.keep(r, eventLine(req.GetId(), msg))
 	e, ok := translate(msg)
 	if !ok {
 		return &events.EventResponse{}, nil
@@ -181,7 +187,25 @@ func (s *EventSink) identify(ctx context.Context, r *reporter, msg proto.Message
 			s.log.Warn().Str("machine", r.machine).Str("reason", err.Error()).Msg("an earlier event was not recorded")
 		}
 	}
-	r.held = nil
+	for _, l := range r.lines {
+		s.keep(r, l)
+	}
+	r.held, r.lines = nil, nil
+}
+
+// keep puts a line into the machine's log. That it cannot is no reason to have
+// the event sent again.
+func (s *EventSink) keep(r *reporter, l LogLine) {
+	if r.machine == "" {
+		if len(r.lines) < maxHeldEvents {
+			l.Text = l.Text[:min(len(l.Text), maxHeldEvent)]
+			r.lines = append(r.lines, l)
+		}
+		return
+	}
+	if err := s.logs.Event(r.machine, l); err != nil {
+		s.log.Debug().Str("machine", r.machine).Str("reason", err.Error()).Msg("an event is not in the machine's log")
+	}
 }
 
 func (s *EventSink) byAddressEvent(ctx context.Context, said *machineapi.AddressEvent) (string, inventory.MAC, string) {

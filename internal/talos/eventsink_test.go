@@ -88,10 +88,17 @@ func (f fakeResolver) MachineByName(_ context.Context, name string) (inventory.M
 // startSink serves a sink until the test ends.
 func startSink(t testing.TB, rec Recorder, res Resolver) (addr string, stop func()) {
 	t.Helper()
+	sink := NewEventSink(rec, res, &fakeLogs{}, zerolog.Nop())
+	return serve(t, sink.Serve)
+}
+
+// serve runs a server until the test ends.
+func serve(t testing.TB, f func(context.Context, net.Listener) error) (addr string, stop func()) {
+	t.Helper()
 	l := listen(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- NewEventSink(rec, res, zerolog.Nop()).Serve(ctx, l) }()
+	go func() { done <- f(ctx, l) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -340,7 +347,7 @@ func TestEventSinkServeEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	l := listen(t)
-	if err := NewEventSink(nil, nil, zerolog.Nop()).Serve(ctx, l); err != nil {
+	if err := NewEventSink(nil, nil, nil, zerolog.Nop()).Serve(ctx, l); err != nil {
 		t.Error(err)
 	}
 	if _, err := l.Accept(); err == nil {
@@ -348,7 +355,7 @@ func TestEventSinkServeEnds(t *testing.T) {
 	}
 	l = listen(t)
 	l.Close()
-	if err := NewEventSink(nil, nil, zerolog.Nop()).Serve(t.Context(), l); err == nil {
+	if err := NewEventSink(nil, nil, nil, zerolog.Nop()).Serve(t.Context(), l); err == nil {
 		t.Error("a broken listener was no error")
 	}
 }

@@ -1,7 +1,6 @@
 package talos
 
 import (
-	"fmt"
 	"strings"
 
 	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
@@ -46,14 +45,14 @@ func translate(msg proto.Message) (inventory.Event, bool) {
 		if m.GetError() == "" {
 			return inventory.Event{}, false
 		}
-		return inventory.Event{Error: oneLine(m.GetError())}, true
+		return inventory.Event{Error: oneLine(redactLine(m.GetError()))}, true
 	case *machineapi.SequenceEvent:
 		if m.GetSequence() != "install" {
 			return inventory.Event{}, false
 		}
 		// Errors come with the action NOOP; STOP alone does not mean success.
 		if text := m.GetError().GetMessage(); text != "" {
-			return inventory.Event{Message: oneLine(fmt.Sprintf("install failed: %s", text))}, true
+			return inventory.Event{Message: oneLine(redactLine("install failed: " + text))}, true
 		}
 		if m.GetAction() == machineapi.SequenceEvent_START {
 			return inventory.Event{Message: "install began"}, true
