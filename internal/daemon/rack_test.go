@@ -103,7 +103,7 @@ loaders: {amd64/snponly.efi: %[1]s/amd64.efi, arm64/snponly.efi: %[1]s/arm64.efi
 talos: {proxy: "%[2]s"}
 subnets:
   - {name: rack1, prefix: "2001:db8:1::/64", machines: "2001:db8:1::100-2001:db8:1::1ff", pool: "2001:db8:1::f00-2001:db8:1::fff", strangers: true, gateway: "fe80::1", dns: ["2001:db8:1::53"], ntp: ["2001:db8:1::123"]}
-`, l.dir, proxy.Addr(), freePort(t, "udp6"), freePort(t, "udp6"), freePort(t, "tcp6"), freePort(t, "tcp6"), freePort(t, "tcp6"))
+`, append([]any{l.dir, proxy.Addr()}, freePorts(t, "udp6", "udp6", "tcp6", "tcp6", "tcp6")...)...)
 	if err := os.WriteFile(l.file(), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -129,22 +129,27 @@ func createLabCluster(ctx context.Context, k *inventory.Keeper, imported bool) e
 
 func (l *lab) file() string { return filepath.Join(l.dir, "provisiond.yaml") }
 
-func freePort(t *testing.T, network string) uint16 {
+// freePorts are ports that nobody listens on, no two of one network alike.
+func freePorts(t *testing.T, networks ...string) (ports []any) {
 	t.Helper()
-	if network == "udp6" {
-		c, err := net.ListenPacket(network, "[::1]:0")
+	for _, network := range networks {
+		if network == "udp6" {
+			c, err := net.ListenPacket(network, "[::1]:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close() // once all are chosen
+			ports = append(ports, portOf(c.LocalAddr()))
+			continue
+		}
+		l, err := net.Listen(network, "[::1]:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
-		return portOf(c.LocalAddr())
+		defer l.Close()
+		ports = append(ports, portOf(l.Addr()))
 	}
-	l, err := net.Listen(network, "[::1]:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return portOf(l.Addr())
+	return ports
 }
 
 // register fills an empty database as an operator would. imported says that the
