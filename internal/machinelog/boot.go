@@ -8,12 +8,13 @@ import "time"
 // them apart, but for the first lines, which are at 0 in every boot.
 
 const (
-	maxMarks = 64          // remembered lines of the boot that goes on
-	certain  = time.Second // a clock from here on is not the same in two boots
-	maxLeap  = 1 << 20     // of seq between two lines that follow each other
-	maxHeld  = 4096        // lines of one connection that wait to be told apart,
-	maxHold  = 512 << 10   // and their bytes
-	maxIDs   = 1024        // remembered events; Talos replays no more than 1000
+	maxMarks = 64               // remembered lines of the boot that goes on
+	certain  = time.Second      // a clock from here on is not the same in two boots
+	late     = 10 * time.Second // that lines of the boot before may come after the first of the next
+	maxLeap  = 1 << 20          // of seq between two lines that follow each other
+	maxHeld  = 4096             // lines of one connection that wait to be told apart,
+	maxHold  = 512 << 10        // and their bytes
+	maxIDs   = 1024             // remembered events; Talos replays no more than 1000
 )
 
 // mark is what is remembered of a kernel line.
@@ -28,6 +29,7 @@ func markOf(l *Line) mark { return mark{l.Seq, l.Clock, sum(l.Text)} }
 // kernel is what is known of the boot that goes on.
 type kernel struct {
 	boot   uint64 // 0: no line was ever heard
+	began  time.Time
 	last   mark
 	marks  []mark // every stride-th line, in order
 	stride int
@@ -35,7 +37,9 @@ type kernel struct {
 }
 
 // begin is another boot.
-func (k *kernel) begin(boot uint64) { *k = kernel{boot: boot, stride: 1, marks: k.marks[:0]} }
+func (k *kernel) begin(boot uint64) {
+	*k = kernel{boot: boot, began: time.Now(), stride: 1, marks: k.marks[:0]}
+}
 
 // add remembers a line that follows the last one.
 func (k *kernel) add(l *Line) {

@@ -24,8 +24,14 @@ import (
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
-// ErrRemoved is for a line of a machine that was removed meanwhile.
-var ErrRemoved = errors.New("the machine was removed")
+// ErrRemoved is for a line of a machine that was removed meanwhile, and
+// ErrOutdated for one of a boot that should be over: either the boot that
+// followed it was none, or two machines are taken for one. Lines that are sent
+// again from the first are told apart anew.
+var (
+	ErrRemoved  = errors.New("the machine was removed")
+	ErrOutdated = errors.New("another boot of the machine began meanwhile")
+)
 
 const (
 	interval   = time.Second      // at which lines are written
@@ -132,8 +138,8 @@ func (s *Store) Stream(machine string) (*Stream, error) {
 // Close ends the stream.
 func (t *Stream) Close() { t.store.release(t.log) }
 
-// Append adds a kernel line, unless it was added before or is of a boot before
-// the last one. ErrRemoved says that nothing more will be added.
+// Append adds a kernel line, unless it was added before or is late and of the boot
+// before the last one. With ErrRemoved and ErrOutdated nothing more will be added.
 func (t *Stream) Append(line Line) error {
 	l := t.log
 	l.mu.Lock()
@@ -162,6 +168,9 @@ func (t *Stream) Append(line Line) error {
 			}
 		}
 		t.boot, t.held, t.bytes = l.kernel.boot, nil, 0
+	}
+	if t.boot != l.kernel.boot && time.Since(l.kernel.began) > late {
+		return ErrOutdated
 	}
 	if t.boot != l.kernel.boot || l.kernel.lines > 0 && (line.Seq <= l.kernel.last.seq || line.Seq-l.kernel.last.seq > maxLeap) {
 		return nil

@@ -383,6 +383,28 @@ func TestRun(t *testing.T) {
 	})
 }
 
+// A false start, such as somebody else's lines, does not silence the machine whose
+// boot goes on: it is made to send all again.
+func TestFalseStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(t.TempDir(), Options{})
+		machine := stream(t, s)
+		for _, l := range boot(0, 50, 0) {
+			must(t, machine.Append(l))
+		}
+		send(t, s, []Line{{Seq: 0, Text: "nonsense"}})
+		must(t, machine.Append(boot(50, 51, 0)[0])) // it may be late
+		time.Sleep(late + time.Millisecond)
+		if err := machine.Append(boot(51, 52, 0)[0]); !errors.Is(err, ErrOutdated) {
+			t.Errorf("the true boot goes on: %v", err)
+		}
+		send(t, s, boot(0, 60, 0))
+		if got := kept(t, s); got != "1:0-49 2:0-0 3:0-59" {
+			t.Errorf("kept %s", got)
+		}
+	})
+}
+
 // A disk that is full for long costs lines, and no more memory than is allowed.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
