@@ -23,6 +23,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/internal/inventory"
 )
 
 // Config is what the API needs to know.
@@ -45,6 +46,8 @@ type Config struct {
 	Logs Logs
 	// Pages answers what is not the API's; nil: nothing does.
 	Pages http.Handler
+	// Patience is how long phases may last. nil: inventory.DefaultPatience.
+	Patience inventory.Patience
 	// Now is the clock that phases are told by. nil: time.Now.
 	Now func() time.Time
 }
@@ -68,6 +71,9 @@ func New(cfg Config, inv Inventory, talos Talos, guards Guards, blobs Blobs, log
 	}
 	if cfg.MaxWatchers == 0 {
 		cfg.MaxWatchers = 64
+	}
+	if cfg.Patience == nil {
+		cfg.Patience = inventory.DefaultPatience()
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now

@@ -77,13 +77,13 @@ func specOfMachine(m *inventory.Machine) api.MachineSpec {
 	return spec
 }
 
-func machineOf(v inventory.View, now time.Time) api.Machine {
+func (s *Server) machineOf(v inventory.View) api.Machine {
 	f, plan := &v.Facts, inventory.PlanBoot(v)
 	m := api.Machine{
 		MachineSpec: specOfMachine(v.Machine),
 		Created:     v.Machine.Created,
 		Rev:         v.Machine.Rev,
-		Phase:       stateOf(inventory.PhaseOf(v, now)),
+		Phase:       stateOf(s.cfg.Patience.PhaseOf(v, s.cfg.Now())),
 		Plan:        api.Plan{Action: string(plan.Action), Reason: plan.Reason},
 		Facts: api.Facts{
 			Arch: string(f.Arch), UUID: f.UUID, Serial: f.Serial,

@@ -72,7 +72,7 @@ func (s *Server) listMachines(ctx context.Context, in *struct {
 			out.Body.Next = out.Body.Items[in.Limit-1].Name
 			return false
 		}
-		if m := machineOf(v, s.cfg.Now()); match(&m) {
+		if m := s.machineOf(v); match(&m) {
 			out.Body.Items = append(out.Body.Items, m)
 		}
 		return true
@@ -149,7 +149,7 @@ func (s *Server) answerMachine(ctx context.Context, name string) (*machineAnswer
 	if err != nil {
 		return nil, err
 	}
-	return &machineAnswer{ETag: etag(v.Machine.Rev), Body: machineOf(v, s.cfg.Now())}, nil
+	return &machineAnswer{ETag: etag(v.Machine.Rev), Body: s.machineOf(v)}, nil
 }
 
 func (s *Server) getMachine(ctx context.Context, in *MachinePath) (*machineAnswer, error) {

@@ -128,7 +128,7 @@ func (s *Server) status(ctx context.Context, _ *struct{}) (*struct{ Body api.Sta
 	}
 	now := s.cfg.Now()
 	err = s.eachMachine(ctx, "", func(v inventory.View) bool {
-		state := inventory.PhaseOf(v, now)
+		state := s.cfg.Patience.PhaseOf(v, now)
 		st.Machines++
 		st.Phases[string(state.Phase)]++
 		if i, ok := index[v.Machine.Cluster]; ok {

@@ -45,7 +45,8 @@ type rawConfig struct {
 		Level  string `yaml:"level"`
 		Format string `yaml:"format"`
 	} `yaml:"log"`
-	Subnets []rawSubnet `yaml:"subnets"`
+	Stall   map[inventory.Phase]time.Duration `yaml:"stall"`
+	Subnets []rawSubnet                       `yaml:"subnets"`
 }
 
 // rawAdvertisement is a set of settings of which a subnet can have its own.
@@ -114,7 +115,9 @@ type Config struct {
 	KernelLog string
 	LogLevel  string
 	LogJSON   bool
-	Subnets   []inventory.Subnet
+	// Stall is how long phases may last.
+	Stall   inventory.Patience
+	Subnets []inventory.Subnet
 }
 
 // Standard ports: RFC 8415 section 7.2, RFC 1350; the others are ours.
@@ -148,6 +151,10 @@ func ParseConfig(text []byte) (*Config, error) {
 		TalosProxy:    raw.Talos.Proxy, KernelLog: raw.Talos.KernelLog,
 		LogLevel: orString(raw.Log.Level, "info"), LogJSON: raw.Log.Format != "console",
 	}
+	var err error
+	if c.Stall, err = patience(raw.Stall); err != nil {
+		return nil, err
+	}
 	if raw.API.Socket != nil {
 		c.Socket = *raw.API.Socket
 	}
@@ -167,7 +174,6 @@ func ParseConfig(text []byte) (*Config, error) {
 	if err := checkLoaderNames(c.Loaders); err != nil {
 		return nil, err
 	}
-	var err error
 	if c.Boot, err = firstLoaders(raw.Boot, c.Loaders); err != nil {
 		return nil, err
 	}
@@ -269,6 +275,24 @@ func (c *Config) checkServers() error {
 		}
 	}
 	return nil
+}
+
+// patience is the default with what the file says instead.
+func patience(said map[inventory.Phase]time.Duration) (inventory.Patience, error) {
+	p := inventory.DefaultPatience()
+	for phase, d := range said {
+		if _, ok := p[phase]; !ok {
+			return nil, &inventory.FieldError{
+				Field: "stall." + string(phase), Problem: fmt.Sprintf("%q is not a phase that a machine can be stuck in", phase),
+				Fix: "offered, loading, configuring, installing, booting, reimaging or ready",
+			}
+		}
+		if d < 0 {
+			return nil, &inventory.FieldError{Field: "stall." + string(phase), Problem: fmt.Sprintf("%v is less than nothing", d), Fix: "a time such as 30m, or 0 for never"}
+		}
+		p[phase] = d
+	}
+	return p, nil
 }
 
 func askable(a netip.Addr) bool {

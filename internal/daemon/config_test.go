@@ -108,6 +108,8 @@ func TestBadConfig(t *testing.T) {
 		"DNS mapped":           {inSubnet("dns: ['::ffff:192.0.2.1']"), "subnets[0].dns[0]"},
 		"DNS empty":            {inSubnet("dns: ['']"), "subnets[0].dns[0]"},
 		"NTP IPv4":             {inSubnet("ntp: [192.0.2.1]"), "subnets[0].ntp[0]"},
+		"stall no phase":       {good + "stall: {discovered: 1m}\n", "stall.discovered"},
+		"stall negative":       {good + "stall: {offered: -1m}\n", "stall.offered"},
 		"NTP no name":          {inSubnet("ntp: [ntp.example.org, 'ntp..org']"), "subnets[0].ntp[1]"},
 		"NTP zone":             {inSubnet("ntp: ['ff05::101%eth0']"), "subnets[0].ntp[0]"},
 	} {

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -199,6 +200,14 @@ func TestStalledSaysWhy(t *testing.T) {
 		if s.Phase != PhaseStalled || s.Stalled != tt.in || s.Reason == "" {
 			t.Errorf("a day after %s: %+v, want stalled in %s with a reason", events[tt.n-1].Kind, s, tt.in)
 		}
+	}
+	v := story(t, registered(), events[:8]...)
+	v.Facts.change(0).ConfigFetches = 5
+	if s := PhaseOf(v, t0.Add(24*time.Hour)); !strings.Contains(s.Reason, "fetched its config 5 times") {
+		t.Errorf("a config that is fetched again and again: %+v", s)
+	}
+	if s := (Patience{PhaseInstalling: 48 * time.Hour}).PhaseOf(v, t0.Add(24*time.Hour)); s.Phase != PhaseInstalling {
+		t.Errorf("with more patience: %+v", s)
 	}
 	ready := story(t, registered(), events...)
 	if s := PhaseOf(ready, t0.Add(24*time.Hour)); s.Phase != PhaseStalled || s.Stalled != PhaseReady {

@@ -32,61 +32,74 @@ type State struct {
 	Stalled Phase `json:"stalledIn,omitempty"`
 }
 
-// StallAfter is how long a phase may last before the machine counts as stalled.
-// The times are for real hardware: an installer image may take long to pull.
-func StallAfter(p Phase) time.Duration {
-	switch p {
-	case PhaseOffered:
-		return 3 * time.Minute
-	case PhaseLoading:
-		return 10 * time.Minute
-	case PhaseConfiguring:
-		return 10 * time.Minute
-	case PhaseInstalling:
-		return 30 * time.Minute
-	case PhaseBooting, PhaseReimaging:
-		return 20 * time.Minute
+// Patience is how long a phase may last before the machine counts as stalled, by phase.
+// That of PhaseReady is for a ready machine whose API is silent, which is asked every
+// minute, in a large hall every few. A phase that is not in it lasts for ever.
+type Patience map[Phase]time.Duration
+
+// DefaultPatience is for real hardware: an installer image may take long to pull.
+func DefaultPatience() Patience {
+	return Patience{
+		PhaseOffered: 3 * time.Minute, PhaseLoading: 10 * time.Minute, PhaseConfiguring: 10 * time.Minute, PhaseInstalling: 30 * time.Minute,
+		PhaseBooting: 20 * time.Minute, PhaseReimaging: 20 * time.Minute, PhaseReady: 10 * time.Minute,
 	}
-	return 0
 }
 
-// silentAfter is how long the API of a ready machine may be silent. It is asked
-// every minute, in a large hall every few.
-const silentAfter = 10 * time.Minute
+// manyFetches is how many fetches of a config in one boot are too many: Talos asks once,
+// and again when it cannot go on with what it got.
+const manyFetches = 3
 
-// stallReason is the likely cause, from what is missing.
-func stallReason(p Phase) string {
+// stallReason is the likely cause, from what was seen and what is missing.
+func stallReason(p Phase, b *Boot) string {
+	if b == nil {
+		b = &Boot{}
+	}
 	switch p {
 	case PhaseOffered:
 		return "got an address and a boot URL but never fetched the loader: is TFTP or HTTP to us blocked?"
 	case PhaseLoading:
-		return "began to load and stopped: is HTTP to us blocked, or the link lossy?"
+		switch {
+		case b.Script.IsZero():
+			return "has the loader and never asked for its script: is HTTP to us blocked?"
+		case b.Kernel.IsZero():
+			return "has its script and did not read the kernel to its end: is the link lossy, or the HTTP port blocked for large answers (MTU)?"
+		}
+		return "read the kernel and not the initramfs: does it have enough memory?"
 	case PhaseConfiguring:
 		return "read kernel and initramfs but never fetched its config: Talos found no network; see its console"
 	case PhaseInstalling:
+		if b.ConfigFetches >= manyFetches {
+			return fmt.Sprintf("fetched its config %d times: Talos does not take it, or starts over; see its log", b.ConfigFetches)
+		}
 		return "has its config but its API does not answer: is the installer image reachable from the machine?"
 	case PhaseBooting:
 		return "its API answers but it is not ready: see its unmet conditions"
 	case PhaseReimaging:
 		return "its wipe was asked for and it has not netbooted since: is the network in its boot order, and the machine on?"
+	case PhaseReady:
+		return "its API does not answer any more"
 	}
 	return ""
 }
 
 // PhaseOf derives the state of a registered machine at an instant.
-func PhaseOf(v View, now time.Time) State {
+func (p Patience) PhaseOf(v View, now time.Time) State {
 	if v.Machine == nil {
 		return State{Phase: PhaseDiscovered, Since: v.Facts.FirstSeen}
 	}
 	s := progress(v)
-	if s.Phase == PhaseReady && now.Sub(v.Facts.APIAt) > silentAfter {
-		return State{Phase: PhaseStalled, Stalled: s.Phase, Since: v.Facts.APIAt, Reason: "its API does not answer any more"}
+	since := s.Since
+	if s.Phase == PhaseReady {
+		since = v.Facts.APIAt
 	}
-	if limit := StallAfter(s.Phase); limit > 0 && now.Sub(s.Since) > limit {
-		return State{Phase: PhaseStalled, Stalled: s.Phase, Since: s.Since, Reason: stallReason(s.Phase)}
+	if limit := p[s.Phase]; limit > 0 && now.Sub(since) > limit {
+		return State{Phase: PhaseStalled, Stalled: s.Phase, Since: since, Reason: stallReason(s.Phase, v.Facts.Current())}
 	}
 	return s
 }
+
+// PhaseOf is that of [DefaultPatience].
+func PhaseOf(v View, now time.Time) State { return DefaultPatience().PhaseOf(v, now) }
 
 // progress is PhaseOf without the clock.
 func progress(v View) State {
