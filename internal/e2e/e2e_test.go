@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -25,7 +26,7 @@ const (
 	workerAddr       = "fd00:7a10:e2e::12"
 	farAddr          = "fd00:7a10:e2f::13"
 	talosVersion     = "v1.13.6" // what the test images pass for
-	budget           = 12 * time.Minute
+	budget           = 20 * time.Minute
 )
 
 var (
@@ -94,11 +95,33 @@ func TestFirmware(t *testing.T) {
 	stranger.powerOn(t)
 	cp.powerOn(t)
 	powerCycled(ctx, t, clock, d, cp)
-	if again := checkBootstrap(ctx, t, d, cp, worker); again != bootstrapped {
+	if again := checkBootstrap(ctx, t, d, cp, worker); !reflect.DeepEqual(again, bootstrapped) {
 		t.Errorf("the bootstrap changed by a power cycle: %+v, was %+v", again, bootstrapped)
 	}
 	discovered(ctx, t, d, stranger)
 	clock.lap("stranger held")
+	stranger.powerOff()
+
+	// A running worker becomes a control plane; its API is asked, there is no BMC. One
+	// that is off is wiped by its boot script.
+	worker.powerOn(t)
+	mustAwait(ctx, t, worker, "GUEST: booted from disk")
+	reachReady(ctx, t, clock, worker)
+	awaitPhase(ctx, t, d, "w-1", "ready")
+	d.run(t, "machine", "reimage", "w-1", "--role", "controlplane")
+	d.run(t, "machine", "reimage", "w-1")
+	reimaged(ctx, t, clock, d, worker, "a reset", "api")
+	d.run(t, "machine", "reimage", "w-2")
+	far.powerOn(t)
+	reimaged(ctx, t, clock, d, far, "its kernel line", "netboot")
+	for v, want := range map[*vm][2]uint32{cp: {1, 0}, worker: {2, 1}, far: {2, 1}} {
+		if installs, wipes := v.counts(t); installs != want[0] || wipes != want[1] {
+			t.Errorf("the disk of %s was installed %d times and wiped %d times, want %v", v.name, installs, wipes, want)
+		}
+	}
+	if again := checkBootstrap(ctx, t, d, cp, worker); !reflect.DeepEqual(again, bootstrapped) {
+		t.Errorf("the bootstrap changed by a reimage: %+v, was %+v", again, bootstrapped)
+	}
 	checkOffers(t, stopCapture())
 	checkLog(t, out)
 }
@@ -224,6 +247,31 @@ func powerCycled(ctx context.Context, t *testing.T, clock *stopwatch, d *daemon,
 	}
 	if strings.Contains(v.console(), "GUEST: installed") {
 		t.Errorf("%s installed again", v.name)
+	}
+}
+
+// reimaged follows a machine through its wipe to ready, as what it is registered for.
+func reimaged(ctx context.Context, t *testing.T, clock *stopwatch, d *daemon, v *vm, how, via string) {
+	t.Helper()
+	if by := mustAwait(ctx, t, v, "GUEST: wiped by "); by != how {
+		t.Errorf("%s was wiped by %s, want %s", v.name, by, how)
+	}
+	select { // -no-reboot: its own reboot ends the emulator
+	case <-v.exited:
+	case <-ctx.Done():
+		t.Fatal(context.Cause(ctx))
+	}
+	clock.lap(v.name + ": wiped")
+	v.powerOn(t)
+	install(ctx, t, clock, d, v)
+	reachReady(ctx, t, clock, v)
+	m := awaitPhase(ctx, t, d, v.name, "ready")
+	r := m.Facts.Reimage
+	if r == nil || r.State != "done" || r.Order != 1 || r.Attempts != 1 || r.Via != via || m.Plan.Action != "disk" {
+		t.Errorf("%s: reimage %+v, plan %+v; want order 1 done via %s, disk", v.name, r, m.Plan, via)
+	}
+	if h := m.Facts.Holds; h == nil || h.Role != m.Role {
+		t.Errorf("%s is registered as %s and its disk says %+v", v.name, m.Role, h)
 	}
 }
 

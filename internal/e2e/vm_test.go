@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
@@ -91,6 +92,18 @@ func (v *vm) powerOff() {
 	_ = v.cmd.Process.Kill() // may have ended
 	<-v.exited
 	v.cmd = nil
+}
+
+// counts are how often the machine's disk was installed and wiped, by its own marker.
+func (v *vm) counts(t *testing.T) (installs, wipes uint32) {
+	t.Helper()
+	f, err := os.Open(v.disk)
+	must(t, err)
+	defer func() { _ = f.Close() }() // read only
+	var b [8]byte
+	_, err = f.ReadAt(b[:], 240<<20)
+	must(t, err)
+	return binary.LittleEndian.Uint32(b[:]), binary.LittleEndian.Uint32(b[4:])
 }
 
 // fatal are texts on the console after which nothing is to be waited for.

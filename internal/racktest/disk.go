@@ -132,6 +132,10 @@ func (d *Disk) setConfig(config []byte) {
 	d.config = bytes.Clone(config)
 }
 
+// RestoreEtcd puts the data of an etcd cluster back on a disk whose contents were kept
+// elsewhere.
+func (d *Disk) RestoreEtcd(cluster string) { d.setEtcd(cluster, 0) }
+
 func (d *Disk) setEtcd(cluster string, member uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

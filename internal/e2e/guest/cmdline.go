@@ -18,6 +18,7 @@ import (
 type commandLine struct {
 	configURL string
 	eventSink string
+	wipe      string // talos.experimental.wipe
 	// mac, address and gateway are those of ip=. Without one the address is not
 	// valid.
 	mac     net.HardwareAddr
@@ -56,6 +57,8 @@ func parseCommandLine(text string) (*commandLine, error) {
 			c.configURL = value
 		case "talos.events.sink":
 			c.eventSink = value
+		case "talos.experimental.wipe":
+			c.wipe = value
 		case "ip":
 			if err := c.parseIP(value); err != nil {
 				return nil, fmt.Errorf("%s: %w", word, err)

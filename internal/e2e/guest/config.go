@@ -23,7 +23,6 @@ type machineConfig struct {
 	installer string // machine.install.image
 	disk      string // machine.install.disk
 	sink      string // EventSinkConfig; empty: none
-	secret    string // cluster.secret
 	// Of the LinkConfig that names its link by MAC.
 	mac       net.HardwareAddr
 	addresses []netip.Prefix
@@ -115,7 +114,7 @@ func loadConfig(raw []byte) (*machineConfig, error) {
 		return nil, errors.New("the config has no machine section: Talos would wait in maintenance mode")
 	}
 	install := cfg.Machine().Install()
-	c := &machineConfig{raw: raw, installer: install.Image(), disk: install.Disk(), secret: cfg.Cluster().Secret()}
+	c := &machineConfig{raw: raw, installer: install.Image(), disk: install.Disk()}
 	if r := cfg.Runtime(); r != nil && r.EventsEndpoint() != nil {
 		c.sink = *r.EventsEndpoint()
 	}

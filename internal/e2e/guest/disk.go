@@ -146,5 +146,49 @@ func install(ctx context.Context, c *machineConfig) (*state, error) {
 		return nil, fmt.Errorf("the installer's image is larger than %d bytes", stateOffset)
 	}
 	s := &state{Config: c.raw, disk: c.disk}
-	return s, s.write()
+	return s, errors.Join(s.write(), count(c.disk, 0))
+}
+
+// countsOffset is where a disk counts how often it was installed and wiped: two
+// numbers, which no wipe reaches, for the test to read.
+const countsOffset = 240 << 20
+
+// count adds one to a disk's installs (which 0) or wipes (which 1).
+func count(disk string, which int64) error {
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	var b [4]byte
+	_, err = f.ReadAt(b[:], countsOffset+4*which)
+	if err == nil {
+		binary.LittleEndian.PutUint32(b[:], binary.LittleEndian.Uint32(b[:])+1)
+		_, err = f.WriteAt(b[:], countsOffset+4*which)
+	}
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// errWiped ends a system whose disk is blank now: it reboots.
+var errWiped = errors.New("the disk was wiped")
+
+// wipe makes all disks blank, as far as anybody looks for something on them.
+func wipe(console *console, how string) error {
+	disks, err := filepath.Glob("/dev/vd?")
+	if err != nil {
+		return err
+	}
+	zeros := make([]byte, 1<<20)
+	for _, disk := range disks {
+		f, err := os.OpenFile(disk, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err1 := f.WriteAt(zeros, 0)
+		_, err2 := f.WriteAt(zeros, stateOffset)
+		if err := errors.Join(err1, err2, f.Sync(), f.Close(), count(disk, 1)); err != nil {
+			return fmt.Errorf("wiping %s: %w", disk, err)
+		}
+	}
+	console.say("wiped by %s", how)
+	return errWiped
 }

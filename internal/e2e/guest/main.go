@@ -11,6 +11,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -24,6 +25,10 @@ func main() {
 	console, err := startSystem()
 	if err == nil {
 		err = guarded(console)
+	}
+	if errors.Is(err, errWiped) {
+		console.say("reboots")
+		reboot()
 	}
 	// Talos reboots on a fatal error; here that would hide it.
 	console.say("failed: %v", err)
@@ -52,6 +57,9 @@ func run(ctx context.Context, console *console) error {
 	stored, err := findState()
 	if err != nil {
 		return err
+	}
+	if line.wipe == "system" { // before anything is read from the disk (wipeDisks)
+		return wipe(console, "its kernel line")
 	}
 	switch {
 	case stored != nil && line.configURL == "":

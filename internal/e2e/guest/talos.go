@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -34,9 +35,7 @@ func serve(ctx context.Context, console *console, line *commandLine, cfg *machin
 	disk.Install(cfg.raw)
 	peers := &racktest.EndpointPeers{Network: racktest.RealNetwork{}}
 	if stored.Etcd != "" {
-		// How etcd comes up again with the data it has: the node finds itself as
-		// the member it joins.
-		peers.Announce(racktest.ClusterRef{Secret: cfg.secret}, racktest.Member{Name: cfg.hostname, Address: addresses[0], Etcd: stored.Etcd})
+		disk.RestoreEtcd(stored.Etcd)
 	}
 	node, err := racktest.NewNode(racktest.NodeOptions{
 		Config: cfg.raw, Hostname: cfg.hostname, Addresses: addresses, Network: racktest.RealNetwork{},
@@ -46,7 +45,13 @@ func serve(ctx context.Context, console *console, line *commandLine, cfg *machin
 		return err
 	}
 	live, ctx := errgroup.WithContext(ctx)
-	live.Go(func() error { return node.Run(ctx) })
+	live.Go(func() error {
+		err := node.Run(ctx)
+		if errors.Is(err, racktest.ErrReset) {
+			return wipe(console, "a reset")
+		}
+		return err
+	})
 	live.Go(func() error { return reportAPI(ctx, console, addresses[0]) })
 	live.Go(func() error { return follow(ctx, console, node, disk, stored) })
 	live.Go(func() error {
