@@ -117,7 +117,7 @@ func (l *lab) fillHerd(b *testing.B) (paths []string, size int) {
 		return inventory.Machine{
 				Name: name, MACs: []inventory.MAC{mac}, Cluster: "lab", Role: inventory.Worker, Created: time.Now(),
 				Address: netip.MustParseAddr(fmt.Sprintf("2001:db8:1::1:%x", i)),
-			}, inventory.Facts{Machine: name, Arch: inventory.AMD64, Install: inventory.Order{Ordered: 1}, Boots: []*inventory.Boot{{
+			}, inventory.Facts{Machine: name, Arch: inventory.AMD64, Install: inventory.Order{Ordered: 1}, Holds: inventory.Membership{Cluster: "lab", Role: inventory.Worker, Epoch: 1}, Boots: []*inventory.Boot{{
 				Number: 1, Token: token, MAC: mac, Client: inventory.FirmwarePXE, Started: time.Now(), Script: time.Now(), Plan: inventory.Install, Order: 1,
 			}}}
 	})

@@ -42,6 +42,10 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 // (internal/app/machined/pkg/runtime/v1alpha1/v1alpha1_sequencer.go, wipeDisks).
 const wipeArg = "talos.experimental.wipe=system"
 
+// Seconds until a machine asks for its script again: where we are about to know more,
+// and where somebody has to do something first.
+const soon, later = 5, 30
+
 // answer makes the script. retry is the token of the script that the machine could not
 // start, empty if there was none.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Event, retry string) {
@@ -50,7 +54,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 	view, err := s.Inventory.View(ctx, e.MAC, e.Arch)
 	if err != nil {
 		s.log.Error().Err(err).Str("mac", string(e.MAC)).Msg("cannot look up the machine that asks for a script")
-		text(w, http.StatusOK, retryScript("the inventory does not answer", again))
+		text(w, http.StatusOK, retryScript("the inventory does not answer", again, later))
 		return
 	}
 	plan := inventory.PlanRetry(view, retry)
@@ -64,7 +68,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 	}
 	if plan.Wait {
 		e.Plan = inventory.Hold
-		text(w, http.StatusOK, retryScript(e.Machine+": "+plan.Reason, again))
+		text(w, http.StatusOK, retryScript(e.Machine+": "+plan.Reason, again, soon))
 		s.record(ctx, e) // which has it looked at
 		return
 	}
@@ -91,12 +95,12 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 		err = inventory.ErrNotFound // removed between the two
 	}
 	if errors.Is(err, inventory.ErrRefused) { // another request was first
-		text(w, http.StatusOK, retryScript(err.Error(), again))
+		text(w, http.StatusOK, retryScript(err.Error(), again, soon))
 		return
 	}
 	if err != nil {
 		s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot record a boot, so no script is given")
-		text(w, http.StatusOK, retryScript(e.Machine+": the inventory cannot be written", again))
+		text(w, http.StatusOK, retryScript(e.Machine+": the inventory cannot be written", again, later))
 		return
 	}
 	boot := after.Facts.Current()
@@ -144,7 +148,7 @@ func (s *Server) hold(w http.ResponseWriter, r *http.Request, e inventory.Event,
 // again: an operator will have corrected it.
 func (s *Server) broken(w http.ResponseWriter, r *http.Request, e inventory.Event, err error) {
 	s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot make a machine's config, so it waits")
-	text(w, http.StatusOK, retryScript(e.Machine+" has no valid config: "+err.Error(), s.again(e)))
+	text(w, http.StatusOK, retryScript(e.Machine+" has no valid config: "+err.Error(), s.again(e), later))
 	e.Plan, e.Error, e.Message = inventory.Hold, err.Error(), "its config cannot be made: "+err.Error()
 	s.record(r.Context(), e)
 }

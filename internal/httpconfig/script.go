@@ -52,12 +52,12 @@ func installScript(what, kernel, initramfs, line, again string) (string, error) 
 		"chain --replace --autofree " + again + " || goto failed\n", nil
 }
 
-// retryScript says why there is nothing yet, and asks again.
-func retryScript(reason, again string) string {
+// retryScript says why there is nothing yet, and asks again after some seconds.
+func retryScript(reason, again string, seconds int) string {
 	return "#!ipxe\n" +
 		":again\n" +
 		"echo provisiond: " + plain(reason) + "\n" +
-		"sleep 30\n" +
+		fmt.Sprintf("sleep %d\n", seconds) +
 		"chain --replace --autofree " + again + " || goto again\n"
 }
 

@@ -203,11 +203,11 @@ func FuzzPlain(f *testing.F) {
 		if len(got) > 300 || strings.ContainsAny(got, "\n\r$|&;#\\") {
 			t.Errorf("%q becomes %q", s, got)
 		}
-		for _, script := range []string{leaveScript(s), retryScript(s, "http://x")} {
+		for _, script := range []string{leaveScript(s), retryScript(s, "http://x", 5)} {
 			lines := strings.Split(script, "\n")
 			want := strings.Split(leaveScript("x"), "\n")
 			if strings.HasPrefix(lines[1], ":") {
-				want = strings.Split(retryScript("x", "http://x"), "\n")
+				want = strings.Split(retryScript("x", "http://x", 5), "\n")
 			}
 			if len(lines) != len(want) {
 				t.Errorf("%q changes the script to %q", s, script)

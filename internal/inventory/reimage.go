@@ -116,6 +116,8 @@ func planReimage(v View) Plan {
 		return plan(Disk, "%d wipes left the disk as it was: look at the machine's console, and order it again, or cancel it", r.Attempts)
 	case r.AllDisks:
 		return plan(Disk, "it is to wipe all disks, which takes the machine's API")
+	case v.Cluster == nil:
+		return plan(Disk, "it belongs to no cluster, whose image could wipe it: that takes the machine's API")
 	case v.Image == nil:
 		return plan(Hold, "boot image %s is not imported", v.Wanted)
 	case v.Facts.DueAtNetboot():

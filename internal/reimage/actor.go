@@ -252,10 +252,14 @@ func (a *Actor) reset(ctx context.Context, v inventory.View, life *inventory.Key
 	}
 	// The bootstrap may have been claimed by it meanwhile: whoever claims second sees the
 	// other's claim.
-	if s, err := a.guard.Look(ctx, v); err != nil {
-		return err
-	} else if ok, why := s.MayGo(r.Destroy); !ok {
-		_, err := a.inv.Record(ctx, inventory.Event{Kind: inventory.WipeDeclined, Machine: name, Message: why})
+	s, err := a.guard.Look(ctx, v)
+	if err != nil {
+		why = err.Error()
+	} else if ok, word := s.MayGo(r.Destroy); !ok {
+		why, err = word, inventory.ErrRefused
+	}
+	if err != nil {
+		_, err := a.inv.Record(context.WithoutCancel(ctx), inventory.Event{Kind: inventory.WipeDeclined, Machine: name, Message: why})
 		return err
 	}
 	calling, cancel := context.WithTimeout(ctx, resetting)
