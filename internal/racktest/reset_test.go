@@ -519,8 +519,7 @@ func TestRackReset(t *testing.T) {
 	s := newSite(t)
 	var mu sync.Mutex
 	cut := false
-	var r *Rack
-	r = newRack(t, s, RackOptions{OnStep: func(m *Machine, at Step) error {
+	r := newRack(t, s, RackOptions{OnStep: func(m *Machine, at Step) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if m.Name() == "cp-3" && m.Disk().Wipes() == 1 && at == StepInstall && !cut {

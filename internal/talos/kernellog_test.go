@@ -26,7 +26,6 @@ type fakeLogs struct {
 	opened  int
 	closed  int
 	removed bool
-	kept    chan struct{} // receives for each line, unless nil
 }
 
 func (f *fakeLogs) Event(machine string, l LogLine) error {
