@@ -139,18 +139,24 @@ func applyReimage(f *Facts, e Event) (tells bool, err error) {
 	}
 	switch e.Kind {
 	case ReimageOrdered:
-		if r.Outstanding() && (r.Claimed() || r.Attempts < MaxWipes) {
-			if !e.Destroy || r.Destroy {
-				return false, nil // clicked twice
+		switch {
+		case !r.Outstanding() || !r.Claimed() && r.Attempts >= MaxWipes:
+			*r = Reimage{
+				Order:    Order{Ordered: r.Ordered + 1, OrderedAt: e.Time, Done: r.Done, DoneAt: r.DoneAt},
+				AllDisks: e.AllDisks, Graceful: e.Graceful, Destroy: e.Destroy, Reason: e.Message,
 			}
-			r.Destroy, r.Attempts = true, 0 // the word that it waited for
 			return true, nil
+		case r.Claimed() && e.AllDisks != r.AllDisks:
+			return false, refused("its wipe was asked for (%s) and may have happened: what it wipes cannot be changed", r.Via)
 		}
-		*r = Reimage{
-			Order:    Order{Ordered: r.Ordered + 1, OrderedAt: e.Time, Done: r.Done, DoneAt: r.DoneAt},
-			AllDisks: e.AllDisks, Graceful: e.Graceful, Destroy: e.Destroy, Reason: e.Message,
+		if e.Destroy && !r.Destroy {
+			r.Attempts = 0 // the word that it waited for
 		}
-		return true, nil
+		disks, graceful, word := set(&r.AllDisks, e.AllDisks), set(&r.Graceful, e.Graceful), set(&r.Destroy, r.Destroy || e.Destroy)
+		if tells = disks || graceful || word; tells && !r.Claimed() {
+			r.Reason = e.Message
+		}
+		return tells, nil // else clicked twice
 	case ReimageCancelled:
 		switch {
 		case !r.Outstanding():
