@@ -57,6 +57,7 @@ const (
 	ReimageOrdered   Kind = "reimage-ordered"
 	ReimageCancelled Kind = "reimage-cancelled"
 	ReimageWaits     Kind = "reimage-waits"   // what it waits for changed
+	ReimageLeaves    Kind = "reimage-leaves"  // is about to be taken out of etcd, durably
 	ReimageCleared   Kind = "reimage-cleared" // nothing is left that the machine must not be taken from
 	WipeClaimed      Kind = "wipe-claimed"    // its API is about to be asked, durably
 	WipeAccepted     Kind = "wipe-accepted"   // answered OK

@@ -29,6 +29,9 @@ type Reimage struct {
 	// RefusedAt is when it was needed where it is.
 	ClearedAt time.Time `json:"clearedAt,omitzero"`
 	RefusedAt time.Time `json:"refusedAt,omitzero"`
+	// LeftAt is set before the machine is taken out of etcd: its data is no good then, so
+	// that it has to be wiped.
+	LeftAt time.Time `json:"leftAt,omitzero"`
 	// ClaimedAt is set before the wipe is asked for; from then on the disk may be blank
 	// at any moment, and nothing asks a second time.
 	ClaimedAt time.Time `json:"claimedAt,omitzero"`
@@ -163,6 +166,8 @@ func applyReimage(f *Facts, e Event) (tells bool, err error) {
 			return false, nil
 		case r.Claimed():
 			return false, refused("its wipe was asked for (%s) and may have happened", r.Via)
+		case !r.LeftAt.IsZero():
+			return false, refused("it was taken out of etcd, and what is on its disk is no good any more")
 		}
 		*r = Reimage{Order: Order{Ordered: r.Ordered, OrderedAt: r.OrderedAt, Done: r.Ordered, DoneAt: e.Time}, Reason: "cancelled"}
 		return true, nil
@@ -171,6 +176,11 @@ func applyReimage(f *Facts, e Event) (tells bool, err error) {
 			r.RefusedAt = e.Time
 		}
 		return r.Outstanding() && set(&r.Reason, e.Message), nil
+	case ReimageLeaves:
+		if !r.Outstanding() {
+			return false, refused("its reimage was cancelled")
+		}
+		return first(&r.LeftAt, e.Time), nil
 	case ReimageCleared:
 		if !r.Outstanding() || r.Claimed() {
 			return false, refused("no reimage waits to be cleared")
@@ -206,10 +216,9 @@ func claimWipe(f *Facts, e Event, via Via) {
 	r := &f.Reimage
 	r.ClaimedAt, r.Via, r.Reason = e.Time, via, e.Message
 	r.Attempts++
-	if r.Install = f.Install; !f.Install.Outstanding() || f.Install.Ordered == 1 {
-		f.Install.Ordered++ // never the first: that one may be proven without a fetch
-		f.Install.OrderedAt = e.Time
-	}
+	r.Install = f.Install
+	f.Install.Ordered++ // an answer that is late must not use up this one
+	f.Install.OrderedAt = e.Time
 }
 
 // unclaim takes a claim back, when it is certain that nothing came of it.

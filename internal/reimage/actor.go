@@ -175,7 +175,7 @@ func (a *Actor) advance(ctx context.Context, name string) error {
 		return err
 	case life != nil:
 		if !r.Graceful || r.Destroy { // else Talos' own way out of etcd is taken
-			if err := a.guard.Release(ctx, &s); err != nil {
+			if err := a.release(ctx, v, &s); err != nil {
 				return a.wait(ctx, v, err.Error())
 			}
 		}
@@ -186,11 +186,23 @@ func (a *Actor) advance(ctx context.Context, name string) error {
 		return a.wait(ctx, v, "its API does not answer: it is wiped when it next boots from the network")
 	}
 	// It is in its boot loader, and stays there until it has its script.
-	if err := a.guard.Release(ctx, &s); err != nil {
+	if err := a.release(ctx, v, &s); err != nil {
 		return a.refuse(ctx, v, err.Error())
 	}
 	_, err = a.inv.Record(ctx, inventory.Event{Kind: inventory.ReimageCleared, Machine: name, Message: why})
 	return err
+}
+
+// release takes a machine out of etcd, if it is in it. From then on its disk is no good,
+// and its order cannot be cancelled.
+func (a *Actor) release(ctx context.Context, v inventory.View, s *Standing) error {
+	if !s.Leaves() {
+		return nil
+	}
+	if _, err := a.inv.Record(ctx, inventory.Event{Kind: inventory.ReimageLeaves, Machine: v.Machine.Name, Message: "is taken out of etcd of " + s.Cluster.Name}); err != nil {
+		return err
+	}
+	return a.guard.Release(ctx, s)
 }
 
 // underway names another control plane of the machine's cluster that was wiped and is

@@ -214,11 +214,14 @@ func (s *Standing) MayGo(destroy bool) (ok bool, reason string) {
 	return true, fmt.Sprintf("etcd of %s goes on with %d of %d members running", s.Cluster.Name, s.Others, left)
 }
 
+// Leaves reports whether Release would take the machine out of etcd.
+func (s *Standing) Leaves() bool { return s.Member != nil && s.via.IsValid() }
+
 // Release has the machine leave etcd, if it is a member and another one runs. MayGo
 // must have allowed it. A crash after it leaves a member less, and an order that is
 // looked at again.
 func (g *Guard) Release(ctx context.Context, s *Standing) error {
-	if s.Member == nil || !s.via.IsValid() {
+	if !s.Leaves() {
 		return nil
 	}
 	if err := g.talos.RemoveMember(ctx, s.Cluster, s.secrets, s.via, s.Member.ID); err != nil {
