@@ -172,8 +172,8 @@ func (c *Client) services(ctx context.Context, api machineapi.MachineServiceClie
 	return nil
 }
 
-// Outcome is how a call that changes a machine ended: [Client.Bootstrap] or
-// [Client.Reset].
+// Outcome is how a call that changes a machine ended: [Client.Bootstrap],
+// [Client.Reset] or [Client.ApplyConfig].
 type Outcome string
 
 // The outcomes. Only Unknown leaves open whether the machine does what it was
@@ -194,6 +194,9 @@ const (
 	// Denied: the machine does not take our certificate, or has one of another
 	// CA, or knows no such call. Nothing has happened.
 	Denied Outcome = "denied"
+	// Refused: the machine does not take this config, or not in this mode. Nothing
+	// has happened. Of ApplyConfig only.
+	Refused Outcome = "refused"
 )
 
 // Bootstrap tells etcd of one machine to begin a new cluster. Talos guards

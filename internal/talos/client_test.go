@@ -24,7 +24,9 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/siderolabs/crypto/x509"
 	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
+	"github.com/siderolabs/talos/pkg/machinery/config"
 	"github.com/siderolabs/talos/pkg/machinery/config/generate/secrets"
+	configres "github.com/siderolabs/talos/pkg/machinery/resources/config"
 	"github.com/siderolabs/talos/pkg/machinery/resources/runtime"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -45,7 +47,9 @@ type fakeMachine struct {
 	reset   func(context.Context, *machineapi.ResetRequest) error
 	members func(context.Context) (*machineapi.EtcdMemberListResponse, error)
 	remove  func(context.Context, uint64) error
-	calls   atomic.Int32 // of these three
+	apply   func(context.Context, *machineapi.ApplyConfigurationRequest) (*machineapi.ApplyConfiguration, error)
+	calls   atomic.Int32 // of these four
+	config  config.Provider
 }
 
 func (f *fakeMachine) Version(context.Context, *emptypb.Empty) (*machineapi.VersionResponse, error) {
@@ -101,6 +105,11 @@ func (f *fakeMachine) serve(t *testing.T, conf *tls.Config, ms *runtime.MachineS
 	st := state.WrapCore(namespaced.NewState(inmem.Build))
 	if ms != nil {
 		if err := st.Create(t.Context(), ms); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f.config != nil {
+		if err := st.Create(t.Context(), configres.NewMachineConfig(f.config)); err != nil {
 			t.Fatal(err)
 		}
 	}
