@@ -13,6 +13,7 @@ import (
 	cosiserver "github.com/cosi-project/runtime/pkg/state/protobuf/server"
 	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
 	"github.com/siderolabs/talos/pkg/machinery/constants"
+	configres "github.com/siderolabs/talos/pkg/machinery/resources/config"
 	"github.com/siderolabs/talos/pkg/machinery/role"
 	"github.com/siderolabs/talos/pkg/machinery/version"
 	"google.golang.org/grpc"
@@ -63,7 +64,7 @@ func (n *Node) runAPI(ctx context.Context) error {
 		}),
 	)
 	machineapi.RegisterMachineServiceServer(server, &machineService{node: n})
-	cosiv1.RegisterStateServer(server, cosiserver.NewState(state.Filter(n.resources, readOnly)))
+	cosiv1.RegisterStateServer(server, cosiserver.NewState(state.Filter(n.resources, readable)))
 	if err := n.up(ctx, "apid"); err != nil {
 		return err
 	}
@@ -90,24 +91,37 @@ func serveGRPC(ctx context.Context, server *grpc.Server, ln net.Listener, grace 
 	return err
 }
 
-func readOnly(_ context.Context, access state.Access) error {
-	if access.Verb.Readonly() {
-		return nil
+// readable lets resources be read, those with secrets by os:admin alone
+// (pkg/machinery/resources, Sensitivity of a resource's definition).
+func readable(ctx context.Context, access state.Access) error {
+	switch {
+	case !access.Verb.Readonly():
+		return status.Error(codes.PermissionDenied, "the resource API is read-only")
+	case access.ResourceType == configres.MachineConfigType:
+		return allow(ctx, role.MakeSet(role.Admin))
 	}
-	return status.Error(codes.PermissionDenied, "the resource API is read-only")
+	return nil
 }
 
 // adminOnly are the methods that os:reader and os:operator may not call.
 var adminOnly = map[string]bool{
 	machineapi.MachineService_Bootstrap_FullMethodName:            true,
 	machineapi.MachineService_Reset_FullMethodName:                true,
+	machineapi.MachineService_ApplyConfiguration_FullMethodName:   true,
 	machineapi.MachineService_EtcdRemoveMemberByID_FullMethodName: true,
 	machineapi.MachineService_EtcdLeaveCluster_FullMethodName:     true,
 }
 
-// authorize reads the roles in the client's certificate, which TLS has verified
-// already (internal/app/apid authorizes by its organization).
 func authorize(ctx context.Context, method string) error {
+	if adminOnly[method] {
+		return allow(ctx, role.MakeSet(role.Admin))
+	}
+	return allow(ctx, role.MakeSet(role.Admin, role.Operator, role.Reader))
+}
+
+// allow reads the roles in the client's certificate, which TLS has verified
+// already (internal/app/apid authorizes by its organization).
+func allow(ctx context.Context, allowed role.Set) error {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return status.Error(codes.PermissionDenied, "no peer")
@@ -117,10 +131,6 @@ func authorize(ctx context.Context, method string) error {
 		return status.Error(codes.PermissionDenied, "no client certificate")
 	}
 	roles, _ := role.Parse(info.State.PeerCertificates[0].Subject.Organization)
-	allowed := role.MakeSet(role.Admin, role.Operator, role.Reader)
-	if adminOnly[method] {
-		allowed = role.MakeSet(role.Admin)
-	}
 	if !roles.IncludesAny(allowed) {
 		return status.Error(codes.PermissionDenied, "not authorized")
 	}

@@ -125,7 +125,7 @@ func (d *Disk) Install(config []byte) {
 	d.installed, d.config, d.etcd, d.member = true, bytes.Clone(config), "", 0
 }
 
-// setConfig fills a STATE that was wiped.
+// setConfig replaces what is in STATE, or fills one that was wiped.
 func (d *Disk) setConfig(config []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

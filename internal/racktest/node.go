@@ -64,8 +64,14 @@ type Node struct {
 	stage      machineapi.MachineStatusEvent_MachineStage
 	booted     bool        // the boot sequence has ended
 	order      *resetOrder // a reset that is under way
-	bootstraps int         // accepted calls
+	rebooting  bool        // a config that was applied takes it
+	active     config.Provider
+	shown      config.Provider // by the resource API
+	trial      *trial          // of the active config; nil: it stays
+	bootstraps int             // accepted calls
 	status     *machineapi.MachineStatusEvent
+
+	applying sync.Mutex // one config at a time
 }
 
 // service is one row of ServiceList.
@@ -96,7 +102,7 @@ func newNode(o NodeOptions, cfg config.Provider) (*Node, error) {
 		return nil, errors.New("a node needs Network, Peers and Addresses")
 	}
 	n := &Node{
-		opts: o, cfg: cfg, control: cfg.Machine().Type().IsControlPlane(),
+		opts: o, cfg: cfg, active: cfg, control: cfg.Machine().Type().IsControlPlane(),
 		events: o.events, resources: newResources(), ready: make(chan struct{}), changed: make(chan struct{}),
 		cluster: ClusterRef{Secret: cfg.Cluster().Secret(), Endpoint: cfg.Cluster().Endpoint()},
 		stage:   machineapi.MachineStatusEvent_BOOTING,
@@ -135,7 +141,8 @@ func (n *Node) ControlPlane() bool { return n.control }
 
 // Run runs the node until ctx ends, and returns nil then. It leaves nothing
 // behind but what is on the disk. After a Reset call has done its work Run
-// returns an error that wraps ErrReset.
+// returns an error that wraps ErrReset, and one that wraps ErrReboot when a config
+// that was applied takes a reboot.
 func (n *Node) Run(parent context.Context) error {
 	live, ctx := errgroup.WithContext(parent)
 	e := n.events
@@ -183,9 +190,10 @@ func (n *Node) Run(parent context.Context) error {
 		serve(n.runTrustd)
 		serve(n.runEtcd)
 	}
-	live.Go(func() error {
-		return n.runReset(ctx, func() { stop(errStopping); services.Wait() })
-	})
+	serve(n.runTrials)
+	down := func() { stop(errStopping); services.Wait() }
+	live.Go(func() error { return n.runReset(ctx, down) })
+	live.Go(func() error { return n.runReboot(ctx, down) })
 	err := live.Wait()
 	if parent.Err() != nil {
 		return nil
@@ -242,11 +250,11 @@ func (n *Node) runKubelet(ctx context.Context) error {
 // reset cancels it; it goes on after one that failed.
 func (n *Node) runBoot(ctx context.Context) error {
 	for booted := false; !booted; {
-		if err := n.wait(ctx, func() bool { return n.order == nil && len(n.unhealthy()) == 0 && n.timeSynced }); err != nil {
+		if err := n.wait(ctx, func() bool { return n.order == nil && !n.rebooting && len(n.unhealthy()) == 0 && n.timeSynced }); err != nil {
 			return err
 		}
 		if err := n.update(ctx, func() {
-			if n.order != nil {
+			if n.order != nil || n.rebooting {
 				return
 			}
 			n.events.taskStop("startEverything", "startAllServices")
@@ -291,6 +299,9 @@ func (n *Node) update(ctx context.Context, change func()) error {
 	change()
 	close(n.changed)
 	n.changed = make(chan struct{})
+	if err := n.showConfig(ctx); err != nil {
+		return err
+	}
 	next := n.machineStatus()
 	if n.status.String() == next.String() {
 		return nil
@@ -315,7 +326,7 @@ func (n *Node) update(ctx context.Context, change func()) error {
 // machineStatus names what is missing with Talos' words.
 func (n *Node) machineStatus() *machineapi.MachineStatusEvent {
 	var unmet []*machineapi.MachineStatusEvent_MachineStatus_UnmetCondition
-	if n.stage == machineapi.MachineStatusEvent_RESETTING { // Talos checks nothing then, and says ready
+	if n.stage == machineapi.MachineStatusEvent_RESETTING || n.stage == machineapi.MachineStatusEvent_REBOOTING { // Talos checks nothing then, and says ready
 		return &machineapi.MachineStatusEvent{Stage: n.stage, Status: &machineapi.MachineStatusEvent_MachineStatus{Ready: true}}
 	}
 	add := func(name, reason string) {

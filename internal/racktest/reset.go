@@ -53,7 +53,7 @@ func (s *machineService) Reset(ctx context.Context, req *machineapi.ResetRequest
 	}
 	taken := false
 	err := n.update(ctx, func() {
-		if taken = n.order == nil; taken {
+		if taken = n.order == nil && !n.rebooting; taken {
 			n.order = order
 		}
 	})

@@ -10,9 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cosi-project/runtime/pkg/safe"
 	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
 	"github.com/siderolabs/talos/pkg/machinery/client"
 	"github.com/siderolabs/talos/pkg/machinery/config/machine"
+	configres "github.com/siderolabs/talos/pkg/machinery/resources/config"
 	"github.com/siderolabs/talos/pkg/machinery/role"
 	"google.golang.org/grpc/codes"
 )
@@ -201,6 +203,8 @@ func TestLearner(t *testing.T) {
 	}
 }
 
+func second[T any](_ T, err error) error { return err }
+
 func TestResetIsForAdmins(t *testing.T) {
 	f := NewFabric()
 	disk := &Disk{}
@@ -222,6 +226,8 @@ func TestResetIsForAdmins(t *testing.T) {
 		"Reset":                c.ResetGeneric(t.Context(), &machineapi.ResetRequest{Reboot: true}),
 		"EtcdRemoveMemberByID": c.EtcdRemoveMemberByID(t.Context(), &machineapi.EtcdRemoveMemberByIDRequest{MemberId: 1}),
 		"EtcdLeaveCluster":     c.EtcdLeaveCluster(t.Context(), &machineapi.EtcdLeaveClusterRequest{}),
+		"ApplyConfiguration":   second(c.ApplyConfiguration(t.Context(), &machineapi.ApplyConfigurationRequest{})),
+		"reading its config":   second(safe.StateGetByID[*configres.MachineConfig](t.Context(), c.COSI, configres.ActiveID)),
 	} {
 		if client.StatusCode(err) != codes.PermissionDenied {
 			t.Errorf("os:operator calling %s: %v", name, err)

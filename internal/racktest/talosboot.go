@@ -228,7 +228,7 @@ func (s *system) runNode(ctx context.Context, cfg config.Provider) error {
 	if err == nil { // the power went
 		return context.Cause(ctx)
 	}
-	if errors.Is(err, ErrReset) {
+	if errors.Is(err, ErrReset) || errors.Is(err, ErrReboot) {
 		s.timeline.add(StepReady, "%v", err)
 	}
 	return err
