@@ -89,7 +89,7 @@ func (s *Server) machineOf(v inventory.View) api.Machine {
 			Arch: string(f.Arch), UUID: f.UUID, Serial: f.Serial,
 			FirstSeen: f.FirstSeen, LastSeen: f.LastSeen, DeclinedAt: f.DeclinedAt,
 			Stage: string(f.Stage), Ready: f.Ready, APIAt: f.APIAt,
-			ConfigError: f.ConfigError, ConfigHash: f.ConfigHash, ConfigAt: f.ConfigAt,
+			ConfigError: f.ConfigError, ConfigHash: f.ConfigHash, ConfigAt: f.ConfigAt, StagedHash: f.StagedHash,
 			Installs: api.Order{Ordered: f.Install.Ordered, Done: f.Install.Done},
 			Reimage:  reimageOf(&f.Reimage),
 		},

@@ -100,9 +100,12 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 				b.ConfigTo = e.Peer
 			}
 			f.ConfigHash, f.ConfigAt, f.Holds = e.Hash, e.Time, e.Holds
+			f.StagedHash, f.StagedAt = "", time.Time{} // its disk was blank
 			wiped(f, b, e)
 			return true
 		}
+	case ConfigApplied:
+		return configApplied(f, e)
 	case Reported:
 		if e.Error != "" {
 			f.ConfigError, f.ConfigErrorHash, f.ConfigErrorAt = e.Error, f.ConfigHash, e.Time
@@ -119,6 +122,20 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 		}
 	}
 	return tells
+}
+
+// configApplied keeps what config a machine has now. One that is tried is taken back.
+func configApplied(f *Facts, e Event) (tells bool) {
+	switch e.Mode {
+	case ConfigTry:
+		return true
+	case ConfigStaged:
+		f.StagedHash, f.StagedAt = e.Hash, e.Time
+	default:
+		f.ConfigHash, f.ConfigAt = e.Hash, e.Time
+		f.StagedHash, f.StagedAt = "", time.Time{} // its place on the disk is taken
+	}
+	return true
 }
 
 // seen keeps what identifies the machine and when it was last heard of.
@@ -289,6 +306,10 @@ func begin(f *Facts, e Event) *Boot {
 		f.Boots = f.Boots[:maxBoots]
 	}
 	f.Ready = false
+	if f.StagedHash != "" { // unless its disk is wiped, and then it fetches another
+		f.ConfigHash, f.ConfigAt = f.StagedHash, e.Time
+		f.StagedHash, f.StagedAt = "", time.Time{}
+	}
 	return b
 }
 

@@ -52,6 +52,11 @@ const (
 	BootstrapDone     Kind = "bootstrap-done"     // etcd was seen running
 )
 
+// What became of the config of a machine that runs.
+const (
+	ConfigApplied Kind = "config-applied" // its API took the config of Hash, in Mode
+)
+
 // What became of a reimage.
 const (
 	ReimageOrdered   Kind = "reimage-ordered"
@@ -104,6 +109,7 @@ type Event struct {
 	Subnet string     `json:"subnet,omitempty"`
 	Plan   Action     `json:"plan,omitempty"`
 	Hash   string     `json:"hash,omitempty"`
+	Mode   ConfigMode `json:"mode,omitempty"` // that the config was applied in
 	Stage  Stage      `json:"stage,omitempty"`
 	Ready  bool       `json:"ready,omitempty"`
 	Error  string     `json:"error,omitempty"`

@@ -65,9 +65,13 @@ type Facts struct {
 	// the minute).
 	Ready bool      `json:"ready,omitempty"`
 	APIAt time.Time `json:"apiAt,omitzero"`
-	// ConfigHash is the SHA-256 of the config last served, hexadecimal.
+	// ConfigHash is the SHA-256 of the config that it has, as far as is known: that
+	// was served last, or applied since; hexadecimal.
 	ConfigHash string    `json:"configHash,omitempty"`
 	ConfigAt   time.Time `json:"configAt,omitzero"`
+	// StagedHash is that of a config that it takes with its next boot; empty: none.
+	StagedHash string    `json:"stagedHash,omitempty"`
+	StagedAt   time.Time `json:"stagedAt,omitzero"`
 	// ConfigError is what Talos said of the config with ConfigErrorHash.
 	ConfigError     string    `json:"configError,omitempty"`
 	ConfigErrorHash string    `json:"configErrorHash,omitempty"`
@@ -171,6 +175,18 @@ func (f *Facts) change(i int) *Boot {
 	f.Boots[i] = &b
 	return &b
 }
+
+// ConfigMode is when and for how long a config that is applied to a running machine
+// takes effect, in Talos' words.
+type ConfigMode string
+
+// The modes.
+const (
+	ConfigAuto     ConfigMode = "auto"      // at once, with a reboot where that takes one
+	ConfigNoReboot ConfigMode = "no-reboot" // at once, or not at all
+	ConfigStaged   ConfigMode = "staged"    // with its next boot
+	ConfigTry      ConfigMode = "try"       // at once, and taken back after a minute
+)
 
 // Stage is Talos' MachineStatus stage, in lower case
 // (pkg/machinery/resources/runtime/machinestage.go).

@@ -66,8 +66,9 @@ type Facts struct {
 	Ready       bool           `json:"ready"`
 	APIAt       time.Time      `json:"apiAt,omitzero" doc:"When its Talos API last answered with a certificate of its cluster"`
 	ConfigError string         `json:"configError,omitempty" doc:"What Talos said of the config it was last given"`
-	ConfigHash  string         `json:"configHash,omitempty" doc:"SHA-256 of the config last served"`
+	ConfigHash  string         `json:"configHash,omitempty" doc:"SHA-256 of the config that it has, as far as is known: last served, or applied since"`
 	ConfigAt    time.Time      `json:"configAt,omitzero"`
+	StagedHash  string         `json:"stagedHash,omitempty" doc:"SHA-256 of a config that it takes with its next boot"`
 	Installs    Order          `json:"installs"`
 	Holds       *Membership    `json:"holds,omitempty" doc:"What its disk makes of it: what the config says that it fetched last"`
 	Reimage     *ReimageStatus `json:"reimage,omitempty" doc:"The newest order to reimage it"`
