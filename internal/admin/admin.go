@@ -44,6 +44,8 @@ type Config struct {
 	DHCPv6 DHCPv6
 	// Logs are what machines say; nil: there are none.
 	Logs Logs
+	// Running asks machines what they run and gives them other configs; nil: nobody does.
+	Running Running
 	// Pages answers what is not the API's; nil: nothing does.
 	Pages http.Handler
 	// Patience is how long phases may last. nil: inventory.DefaultPatience.
@@ -149,6 +151,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	s.machineRoutes(doc)
 	s.reimageRoutes(doc)
 	s.configRoutes(doc)
+	s.runningRoutes(doc)
 	s.clusterRoutes(doc)
 	s.imageRoutes(doc)
 	s.eventRoutes(doc)

@@ -39,7 +39,8 @@ func (s *Server) configRoutes(doc huma.API) {
 		Summary: "Show the Talos config a machine would get now", Responses: yamlResponses("Talos machine config")},
 		s.getConfig, http.StatusNotFound, http.StatusConflict, http.StatusForbidden)
 	register(s, doc, huma.Operation{OperationID: "get-machine-diff", Method: http.MethodGet, Path: "/machines/{machine}/diff", Tags: []string{"machines"},
-		Summary: "Compare the config a machine would get now with the one it was last given"},
+		Summary:     "Compare the config a machine would get now with the one it was last given, or runs",
+		Description: "With running=true the machine itself is asked; the answer is 409 when it does not answer."},
 		s.getDiff, http.StatusNotFound, http.StatusConflict)
 	register(s, doc, huma.Operation{OperationID: "get-talosconfig", Method: http.MethodGet, Path: "/clusters/{cluster}/talosconfig", Tags: []string{"clusters"},
 		Summary: "Make a talosconfig for an administrator", Description: "A secret. Its making is in the event log.", Responses: yamlResponses("For talosctl")},
@@ -85,7 +86,10 @@ func (s *Server) configured(ctx context.Context, ref string) (inventory.View, er
 	return v, err
 }
 
-func (s *Server) getDiff(ctx context.Context, in *MachinePath) (*struct{ Body api.Diff }, error) {
+func (s *Server) getDiff(ctx context.Context, in *struct {
+	MachinePath
+	Running bool `query:"running" doc:"Compare with what the machine runs, and ask it for that"`
+}) (*struct{ Body api.Diff }, error) {
 	v, err := s.configured(ctx, in.Ref)
 	if err != nil {
 		return nil, err
@@ -94,23 +98,34 @@ func (s *Server) getDiff(ctx context.Context, in *MachinePath) (*struct{ Body ap
 	if err != nil {
 		return nil, err
 	}
+	if in.Running {
+		run, err := s.running()
+		if err != nil {
+			return nil, err
+		}
+		has, err := run.RunningConfig(ctx, v)
+		if err != nil {
+			return nil, err
+		}
+		return &struct{ Body api.Diff }{api.Diff{Machine: v.Machine.Name, Running: has.Hash, Wanted: has.Wanted, Diff: unified("running", has.Text, now)}}, nil
+	}
 	served, hash, at, err := s.talos.LastServed(ctx, v.Machine.Name)
 	if err != nil && !errors.Is(err, inventory.ErrNotFound) {
 		return nil, err
 	}
 	out := &struct{ Body api.Diff }{api.Diff{Machine: v.Machine.Name, Served: hash, ServedAt: at}}
-	out.Body.Diff = unified(served, now)
+	out.Body.Diff = unified("served", served, now)
 	return out, nil
 }
 
 // unified is the difference of two texts as `diff -u` writes it.
-func unified(from, to []byte) string {
+func unified(name string, from, to []byte) string {
 	d := textdiff.Unified(from, to)
 	if len(d) == 0 {
 		return ""
 	}
 	var b bytes.Buffer
-	b.WriteString("--- served\n+++ now\n")
+	b.WriteString("--- " + name + "\n+++ now\n")
 	b.Write(d)
 	return b.String()
 }

@@ -254,6 +254,23 @@ func (g *fakeGuards) Release(_ context.Context, v inventory.View, destroy bool) 
 	return nil
 }
 
+// fakeRunning is a machine that runs an older config; w-9 is off.
+type fakeRunning struct{}
+
+func (fakeRunning) RunningConfig(_ context.Context, v inventory.View) (RunningConfig, error) {
+	if v.Machine.Name == "w-9" {
+		return RunningConfig{}, fmt.Errorf("w-9 does not answer: %w", inventory.ErrRefused)
+	}
+	return RunningConfig{Text: []byte("machine:\n  token: *****\n  name: old\n"), Hash: "a1", Wanted: "b2"}, nil
+}
+
+func (fakeRunning) ApplyConfig(_ context.Context, v inventory.View, mode inventory.ConfigMode, dryRun bool) (string, string, error) {
+	if v.Machine.Name == "w-9" {
+		return "", "", fmt.Errorf("w-9 does not answer: %w", inventory.ErrRefused)
+	}
+	return fmt.Sprintf("Applied %s, dry %t", mode, dryRun), "b2", nil
+}
+
 func newRig(t testing.TB, cfg Config) *rig {
 	t.Helper()
 	r := &rig{
@@ -275,6 +292,9 @@ func newRig(t testing.TB, cfg Config) *rig {
 		t.Fatal(err)
 	}
 	cfg.Version = cmp.Or(cfg.Version, "v0.0.0-test")
+	if cfg.Running == nil {
+		cfg.Running = fakeRunning{}
+	}
 	r.Server = New(cfg, r.keeper, r.talos, &r.guards, r.blobs, zerolog.New(r.logs))
 	return r
 }

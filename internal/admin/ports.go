@@ -138,6 +138,23 @@ type Talos interface {
 	Kubeconfig(ctx context.Context, cluster string) ([]byte, error)
 }
 
+// Running are the configs of machines that run, through their Talos API. What a machine
+// will not do, or does not answer, is ErrRefused with the reason.
+type Running interface {
+	// RunningConfig asks a machine what it runs.
+	RunningConfig(ctx context.Context, v inventory.View) (RunningConfig, error)
+	// ApplyConfig gives it the config that it should have, once, and returns what Talos
+	// said and the config's hash. dryRun changes nothing.
+	ApplyConfig(ctx context.Context, v inventory.View, mode inventory.ConfigMode, dryRun bool) (said, hash string, err error)
+}
+
+// RunningConfig is what a machine runs.
+type RunningConfig struct {
+	Text   []byte // redacted YAML
+	Hash   string // SHA-256 of its real bytes
+	Wanted string // the same of the config that it should have
+}
+
 // ImportedCluster is what a file of an existing cluster tells. Everything but
 // Secrets may be empty.
 type ImportedCluster struct {

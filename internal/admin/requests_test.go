@@ -79,6 +79,11 @@ func TestRequests(t *testing.T) {
 		{"config with secrets", "GET", "/machines/cp-1/config?secrets=true", "", nil, 200, []string{"token: hunter2"}},
 		{"config with a bad flag", "GET", "/machines/cp-1/config?secrets=please", "", nil, 422, []string{`"location":"query.secrets"`}},
 		{"diff before any was served", "GET", "/machines/cp-1/diff", "", nil, 200, []string{`+machine:`}},
+		{"diff to what it runs", "GET", "/machines/cp-1/diff?running=true", "", nil, 200, []string{`--- running`, `-  name: old`, `"running":"a1"`, `"wanted":"b2"`}},
+		{"apply", "POST", "/machines/cp-1/apply", `{}`, nil, 200, []string{`"said":"Applied auto, dry false"`, `"hash":"b2"`, `"machine":"cp-1"`}},
+		{"apply in a mode, dry", "POST", "/machines/cp-1/apply", `{"mode":"staged","dryRun":true}`, nil, 200, []string{`"said":"Applied staged, dry true"`, `"dryRun":true`}},
+		{"apply in a mode that is none", "POST", "/machines/cp-1/apply", `{"mode":"reboot"}`, nil, 422, []string{`"location":"body.mode"`}},
+		{"apply to no machine", "POST", "/machines/nope/apply", `{}`, nil, 404, nil},
 
 		{"clusters", "GET", "/clusters", "", nil, 200, []string{`"name":"rack1"`, `"talosVersion":"v1.13.6"`, `"state":"waiting"`}},
 		{"cluster", "GET", "/clusters/rack1", "", nil, 200, []string{`"podSubnets":["fd00:10:244::/56"]`, `"rev":1`}},

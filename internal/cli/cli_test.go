@@ -127,7 +127,7 @@ func startDaemon(t testing.TB, dir string) *daemon {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- admin.New(admin.Config{Version: "v0.0.0-server"}, keeper, talosStub{}, guardStub{}, blobs{files}, zerolog.Nop()).Serve(ctx, ln)
+		done <- admin.New(admin.Config{Version: "v0.0.0-server", Running: runningStub{}}, keeper, talosStub{}, guardStub{}, blobs{files}, zerolog.Nop()).Serve(ctx, ln)
 	}()
 	return &daemon{"unix://" + socket, keeper, func() {
 		cancel()
@@ -374,6 +374,23 @@ func TestProgressOnlyForPeople(t *testing.T) {
 			t.Errorf("%T gets a bar", w)
 		}
 	}
+}
+
+// runningStub is machines that run what they should, but for cp-2, which is off.
+type runningStub struct{}
+
+func (runningStub) RunningConfig(_ context.Context, v inventory.View) (admin.RunningConfig, error) {
+	if v.Machine.Name == "cp-2" {
+		return admin.RunningConfig{}, fmt.Errorf("cp-2 does not answer: %w", inventory.ErrRefused)
+	}
+	return admin.RunningConfig{Text: fmt.Appendf(nil, "name: %s\nredacted: true\nold: true\n", v.Machine.Name), Hash: "h", Wanted: "h"}, nil
+}
+
+func (runningStub) ApplyConfig(_ context.Context, v inventory.View, mode inventory.ConfigMode, dryRun bool) (string, string, error) {
+	if v.Machine.Name == "cp-2" {
+		return "", "", fmt.Errorf("cp-2 does not answer: %w", inventory.ErrRefused)
+	}
+	return fmt.Sprintf("in mode %s,\ndry %t", mode, dryRun), "h", nil
 }
 
 // guardStub lets every machine go.

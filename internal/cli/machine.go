@@ -18,7 +18,7 @@ import (
 
 func (a *app) machineCommand() *cobra.Command {
 	cmd := group("machine", "Register, change and look at machines",
-		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineLogs(), a.machineDelete(), a.machineReimage(), a.machineConfig(), a.machineDiff())
+		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineLogs(), a.machineDelete(), a.machineReimage(), a.machineConfig(), a.machineDiff(), a.machineApply())
 	cmd.Aliases = []string{"machines"}
 	return cmd
 }
@@ -349,24 +349,62 @@ func (a *app) copyText(cmd *cobra.Command, file string, query url.Values, segmen
 }
 
 func (a *app) machineDiff() *cobra.Command {
-	cmd := &cobra.Command{Use: "diff MACHINE", Short: "Compare the config a machine would get now with the one it was last given", Args: cobra.ExactArgs(1)}
+	cmd := &cobra.Command{Use: "diff MACHINE", Short: "Compare the config a machine would get now with the one it was last given, or runs", Args: cobra.ExactArgs(1)}
+	running := cmd.Flags().Bool("running", false, "compare with what it runs: its Talos API is asked")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := a.client()
 		if err != nil {
 			return err
 		}
+		q := url.Values{}
+		if *running {
+			q.Set("running", "true")
+		}
 		var d api.Diff
-		if err := c.call(cmd.Context(), http.MethodGet, path("machines", args[0], "diff"), nil, nil, &d); err != nil {
+		if err := c.call(cmd.Context(), http.MethodGet, path("machines", args[0], "diff"), q, nil, &d); err != nil {
 			return err
 		}
 		switch {
+		case d.Diff != "":
+		case *running && d.Running == d.Wanted:
+			say(cmd.ErrOrStderr(), "%s runs the config that it would get now", d.Machine)
+		case *running:
+			say(cmd.ErrOrStderr(), "%s runs another config than it would get now, and no difference that may be shown", d.Machine)
 		case d.Served == "":
 			say(cmd.ErrOrStderr(), "%s was given no config yet", d.Machine)
-		case d.Diff == "":
+		default:
 			say(cmd.ErrOrStderr(), "no difference to the config of %s", when(d.ServedAt))
 		}
 		_, err = io.WriteString(cmd.OutOrStdout(), d.Diff)
 		return err
+	}
+	return cmd
+}
+
+func (a *app) machineApply() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "apply MACHINE", Aliases: []string{"push"}, Short: "Give a running machine the config that it would get now", Args: cobra.ExactArgs(1),
+		Long: "Give a running machine the config that it would get now, through its Talos API. `provisiond machine diff MACHINE\n" +
+			"--running` shows what that changes. (`provisiond apply` is for the inventory.)\n\n" +
+			"It takes effect at once, with a reboot where Talos cannot do without (auto); at once or not at all (no-reboot);\n" +
+			"with the machine's next boot (staged); or for a minute (try). A machine that is reimaged gets it in any case. For\n" +
+			"all machines of a cluster, one after the other: `provisiond cluster rollout`.",
+		Example: "  provisiond machine apply w-7 --dry-run\n  provisiond machine apply w-7 --mode no-reboot",
+	}
+	var order api.ConfigApply
+	cmd.Flags().StringVar(&order.Mode, "mode", "", "auto, no-reboot, staged or try; left out: auto")
+	cmd.Flags().BoolVar(&order.DryRun, "dry-run", false, "ask Talos what it would do, and change nothing")
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		var done api.ConfigApplied
+		if err := c.call(cmd.Context(), http.MethodPost, path("machines", args[0], "apply"), nil, order, &done); err != nil {
+			return err
+		}
+		return out.print(cmd, done, func(w io.Writer) { row(w, done.Machine+": "+strings.ReplaceAll(done.Said, "\n", " ")) })
 	}
 	return cmd
 }

@@ -153,7 +153,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 		// The socket is root's alone. Any user of this host reaches the TCP port, so
 		// it shows what is there, and neither changes it nor hands out secrets.
 		readOnly := l.Addr().Network() != "unix"
-		server := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall}, operators{keeper, logs}, d.configs,
+		server := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Running: running{keeper, client, d.configs}}, operators{keeper, logs}, d.configs,
 			guards{reimage.NewGuard(keeper, resets{client})}, uploads{blobs}, component(o.Log, "api"))
 		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return server.Serve(ctx, l) })
 	}

@@ -76,6 +76,8 @@ type lab struct {
 	dir   string
 	cfg   *Config
 	proxy net.Listener
+
+	daemon *Daemon // the last one that start ran
 }
 
 // bundle is made once: its RSA key takes seconds under the race detector.
@@ -229,6 +231,7 @@ func (l *lab) start(t *testing.T, store inventory.Store) (k *inventory.Keeper, s
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.daemon = d
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()

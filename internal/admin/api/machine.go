@@ -119,12 +119,28 @@ type Step struct {
 	Seconds float64   `json:"seconds" doc:"Since the boot began"`
 }
 
-// Diff is how a machine's config would differ from the one it was last given.
+// Diff is how a machine's config would differ from the one it was last given, or runs.
 type Diff struct {
 	Machine  string    `json:"machine"`
 	Served   string    `json:"served,omitempty" doc:"SHA-256 of the config last served; absent if none was"`
 	ServedAt time.Time `json:"servedAt,omitzero"`
-	Diff     string    `json:"diff" doc:"Unified diff from the config last served to the one it would get now, secrets blotted out; empty: no difference that shows"`
+	Running  string    `json:"running,omitempty" doc:"SHA-256 of the config that it runs; present if it was asked"`
+	Wanted   string    `json:"wanted,omitempty" doc:"SHA-256 of the config that it would get now; present if it was asked"`
+	Diff     string    `json:"diff" doc:"Unified diff to the config that it would get now, secrets blotted out; empty: no difference that shows"`
+}
+
+// ConfigApply asks to give a running machine the config that it would get now.
+type ConfigApply struct {
+	Mode   string `json:"mode,omitempty" enum:"auto,no-reboot,staged,try" doc:"auto: at once, with a reboot where that takes one; no-reboot: at once, or not at all; staged: with its next boot; try: at once, and taken back after a minute. Left out: auto"`
+	DryRun bool   `json:"dryRun,omitempty" doc:"Say what would happen, and change nothing"`
+}
+
+// ConfigApplied is what came of it.
+type ConfigApplied struct {
+	Machine string `json:"machine"`
+	Hash    string `json:"hash" doc:"SHA-256 of the config"`
+	DryRun  bool   `json:"dryRun,omitempty"`
+	Said    string `json:"said" doc:"Talos' own words"`
 }
 
 // Stranger is a NIC that was seen and belongs to no registered machine.
