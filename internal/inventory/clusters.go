@@ -111,7 +111,7 @@ func (k *Keeper) DeleteCluster(ctx context.Context, name string, rev uint64) err
 			// A machine registered in this very instant is left in a cluster
 			// that does not exist, which PlanBoot holds and says so.
 			Checks: []Check{{Key{BucketClusters, name}, old.Rev}},
-			Writes: []Write{{Key: Key{BucketClusters, name}}, {Key: Key{BucketSecrets, name}}, {Key: Key{BucketBootstraps, name}}},
+			Writes: []Write{{Key: Key{BucketClusters, name}}, {Key: Key{BucketSecrets, name}}, {Key: Key{BucketBootstraps, name}}, {Key: Key{BucketRollouts, name}}},
 		}
 		for epoch := range old.Epoch {
 			c.Writes = append(c.Writes, Write{Key: oldSecrets(name, epoch)})

@@ -69,6 +69,18 @@ const (
 	WipeDeclined     Kind = "wipe-declined"   // answered with a definite no
 )
 
+// What became of a rollout over a cluster.
+const (
+	RolloutStarted         Kind = "rollout-started"
+	RolloutMachineClaimed  Kind = "rollout-claimed"  // its API is about to be asked, durably
+	RolloutMachineAnswered Kind = "rollout-answered" // with these words, or not at all
+	RolloutMachineAgain    Kind = "rollout-again"    // nothing has happened, or the next thing is to
+	RolloutMachineDone     Kind = "rollout-done"
+	RolloutMachineFailed   Kind = "rollout-failed"
+	RolloutWaits           Kind = "rollout-waits" // what it waits for changed
+	RolloutEnded           Kind = "rollout-ended"
+)
+
 // What an operator did. These are for the log; the records are the truth.
 const (
 	Registered     Kind = "registered"
@@ -109,7 +121,8 @@ type Event struct {
 	Subnet string     `json:"subnet,omitempty"`
 	Plan   Action     `json:"plan,omitempty"`
 	Hash   string     `json:"hash,omitempty"`
-	Mode   ConfigMode `json:"mode,omitempty"` // that the config was applied in
+	Image  string     `json:"image,omitempty"` // installer of an upgrade
+	Mode   ConfigMode `json:"mode,omitempty"`  // that the config was applied in
 	Stage  Stage      `json:"stage,omitempty"`
 	Ready  bool       `json:"ready,omitempty"`
 	Error  string     `json:"error,omitempty"`

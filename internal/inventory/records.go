@@ -10,7 +10,7 @@ import (
 
 // revisioned are the record types, which carry the revision they were read at.
 type revisioned interface {
-	Machine | Facts | Cluster | Secrets | Bootstrap | Stranger | Image | Lease | Rendered
+	Machine | Facts | Cluster | Secrets | Bootstrap | Stranger | Image | Lease | Rendered | Rollout
 }
 
 func decode[T revisioned](rec Record) (T, error) {
@@ -36,6 +36,8 @@ func decode[T revisioned](rec Record) (T, error) {
 	case *Lease:
 		p.Rev = rec.Rev
 	case *Rendered:
+		p.Rev = rec.Rev
+	case *Rollout:
 		p.Rev = rec.Rev
 	}
 	return v, nil

@@ -12,8 +12,8 @@ import (
 // anything else is done with the database.
 //
 // A cluster that was not bootstrapped then may be by now: it is never bootstrapped, as
-// an imported one. An order to reimage may have been carried out: it is cancelled. And
-// any machine of a cluster may be a control plane by now.
+// an imported one. An order to reimage may have been carried out: it is cancelled, and a
+// rollout is stopped. And any machine of a cluster may be a control plane by now.
 func (k *Keeper) Restored(ctx context.Context) error {
 	clusters, err := k.Clusters(ctx)
 	if err != nil {
@@ -32,6 +32,18 @@ func (k *Keeper) Restored(ctx context.Context) error {
 			return c, err
 		})
 		if err != nil {
+			return err
+		}
+	}
+	rollouts, err := k.Rollouts(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range rollouts {
+		if !r.Going() {
+			continue
+		}
+		if _, err := k.RecordRollout(ctx, r.Number, Event{Kind: RolloutEnded, Cluster: r.Cluster, Message: "the database was restored from a backup"}); err != nil {
 			return err
 		}
 	}

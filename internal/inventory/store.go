@@ -24,6 +24,7 @@ const (
 	BucketImages     Bucket = "images"     // image id → Image
 	BucketRendered   Bucket = "rendered"   // machine name → Rendered
 	BucketMembers    Bucket = "members"    // cluster name + "/" + machine name → role
+	BucketRollouts   Bucket = "rollouts"   // cluster name → Rollout
 	BucketMeta       Bucket = "meta"       // single values, such as the server DUID
 )
 
@@ -31,7 +32,7 @@ const (
 func Buckets() []Bucket {
 	return []Bucket{
 		BucketMachines, BucketMACs, BucketAddresses, BucketDUIDs, BucketFacts, BucketStrangers, BucketLeases,
-		BucketClusters, BucketSecrets, BucketBootstraps, BucketImages, BucketRendered, BucketMembers, BucketMeta,
+		BucketClusters, BucketSecrets, BucketBootstraps, BucketImages, BucketRendered, BucketMembers, BucketRollouts, BucketMeta,
 	}
 }
 
