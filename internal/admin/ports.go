@@ -15,6 +15,7 @@ import (
 type Inventory interface {
 	Machines
 	Clusters
+	Rollouts
 	Images
 	Events
 	Discovered
@@ -66,6 +67,16 @@ type Clusters interface {
 	// ResetCluster begins the next life of a cluster, with new secrets, and returns
 	// the machines of the one that is given up.
 	ResetCluster(ctx context.Context, name string, epoch uint64, secrets []byte, dead []string) ([]string, error)
+}
+
+// Rollouts are the newest rollout over each cluster.
+type Rollouts interface {
+	// StartRollout begins one, or ErrRefused while another goes on.
+	StartRollout(ctx context.Context, cluster string, mode inventory.ConfigMode, upgrade bool) (*inventory.Rollout, error)
+	// StopRollout ends it, if it goes on, or ErrNotFound.
+	StopRollout(ctx context.Context, cluster string) (*inventory.Rollout, error)
+	// Rollout returns it, or ErrNotFound.
+	Rollout(ctx context.Context, cluster string) (*inventory.Rollout, error)
 }
 
 // Images are the sets of boot assets.

@@ -14,7 +14,7 @@ import (
 func TestReadOnly(t *testing.T) {
 	secret := []string{"/backup", "/clusters/{cluster}/talosconfig", "/clusters/{cluster}/kubeconfig"}
 	open := []string{
-		"/clusters", "/clusters/{cluster}", "/discovered", "/events", "/events/watch", "/export", "/images", "/images/{version}/{schematic}/{arch}",
+		"/clusters", "/clusters/{cluster}", "/clusters/{cluster}/rollout", "/discovered", "/events", "/events/watch", "/export", "/images", "/images/{version}/{schematic}/{arch}",
 		"/machines", "/machines/{machine}", "/machines/{machine}/boots", "/machines/{machine}/config", "/machines/{machine}/diff", "/machines/{machine}/logs", "/status", "/version",
 	}
 	r := seed(t, Config{})

@@ -107,6 +107,12 @@ func TestRequests(t *testing.T) {
 		{"kubeconfig", "GET", "/clusters/rack1/kubeconfig", "", nil, 200, []string{"clusters: rack1"}},
 		{"kubeconfig of none", "GET", "/clusters/nope/kubeconfig", "", nil, 404, nil},
 
+		{"rollout over a cluster that is not up", "POST", "/clusters/rack1/rollout", `{}`, nil, 409, []string{"not bootstrapped yet"}},
+		{"rollout in a mode that is none", "POST", "/clusters/rack1/rollout", `{"mode":"try"}`, nil, 422, []string{`"location":"body.mode"`}},
+		{"no rollout", "GET", "/clusters/rack1/rollout", "", nil, 404, nil},
+		{"stop no rollout", "DELETE", "/clusters/rack1/rollout", "", nil, 404, nil},
+		{"rollout over no cluster", "POST", "/clusters/nope/rollout", `{}`, nil, 404, nil},
+
 		{"images", "GET", "/images", "", nil, 200, []string{`"items":[]`}},
 		{"put an image without its files", "PUT", "/images/v1.13.6/default/amd64", fmt.Sprintf(`{"kernel":{"sha256":%q,"size":1},"initramfs":{"sha256":%q,"size":1}}`, sha, sha), nil, 422, []string{`"location":"body.kernel"`, "upload it"}},
 		{"put an image of another machine", "PUT", "/images/v1.13.6/default/vax", `{}`, nil, 422, []string{`"location":"path.arch"`}},

@@ -204,6 +204,14 @@ func TestScripts(t *testing.T) {
 					ts.Check(err)
 				}
 			},
+			// bootstrapped CLUSTER MACHINE
+			"bootstrapped": func(ts *testscript.TestScript, _ bool, args []string) {
+				keeper := ts.Value(keeperKey{}).(*inventory.Keeper)
+				for _, kind := range []inventory.Kind{inventory.BootstrapClaimed, inventory.BootstrapDone} {
+					_, err := keeper.Record(context.Background(), inventory.Event{Kind: kind, Cluster: args[0], Machine: args[1]})
+					ts.Check(err)
+				}
+			},
 			// append FILE: a byte.
 			"append": func(ts *testscript.TestScript, _ bool, args []string) {
 				b, err := os.ReadFile(ts.MkAbs(args[0]))

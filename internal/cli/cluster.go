@@ -13,7 +13,7 @@ import (
 
 func (a *app) clusterCommand() *cobra.Command {
 	cmd := group("cluster", "Create, import and look at clusters",
-		a.clusterCreate(), a.clusterImport(), a.clusterSet(), a.clusterList(), a.clusterShow(), a.clusterReset(), a.clusterDelete(),
+		a.clusterCreate(), a.clusterImport(), a.clusterSet(), a.clusterList(), a.clusterShow(), a.clusterRollout(), a.clusterReset(), a.clusterDelete(),
 		a.clusterAccess("talosconfig", "Make a talosconfig for an administrator, to be used with talosctl"),
 		a.clusterAccess("kubeconfig", "Make a kubeconfig for an administrator, to be used with kubectl"))
 	cmd.Aliases = []string{"clusters"}
@@ -89,7 +89,8 @@ func (a *app) clusterSet() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "set CLUSTER", Short: "Change what was said of a cluster; only the flags given", Args: cobra.ExactArgs(1),
 		Long: "Change what was said of a cluster. Only the flags given change anything: a list is replaced whole, an empty\n" +
-			"value removes the field. Machines get the new config when they boot over the network next.",
+			"value removes the field. Machines that run get the new config by `provisiond cluster rollout`, others when they are\n" +
+			"installed.",
 	}
 	object := bind(cmd, clusterFields())
 	out := (&format{"table"}).bind(cmd)

@@ -34,6 +34,7 @@ import (
 	"github.com/provisiond/provisiond/internal/monitor"
 	"github.com/provisiond/provisiond/internal/ndp"
 	"github.com/provisiond/provisiond/internal/reimage"
+	"github.com/provisiond/provisiond/internal/rollout"
 	"github.com/provisiond/provisiond/internal/talos"
 	"github.com/provisiond/provisiond/internal/tftp"
 )
@@ -147,14 +148,17 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	d.run("bootstrap", bootstrap.New(keeper, api, component(o.Log, "bootstrap")).Run)
 	d.run("monitor", monitor.New(keeper, api, component(o.Log, "monitor")).Run)
 	d.run("reimage", reimage.New(keeper, resets{client}, component(o.Log, "reimage")).Run)
+	machines := running{keeper, client, d.configs}
+	guard := guards{reimage.NewGuard(keeper, resets{client})}
+	d.run("rollout", rollout.New(keeper, rollouts{machines}, guard, component(o.Log, "rollout")).Run)
 	d.run("sweep", func(ctx context.Context) error { return d.sweep(ctx, blobs) })
 	d.run("disk", func(ctx context.Context) error { return watchDisk(ctx, cfg.Data, component(o.Log, "disk")) })
 	for _, l := range sockets.api {
 		// The socket is root's alone. Any user of this host reaches the TCP port, so
 		// it shows what is there, and neither changes it nor hands out secrets.
 		readOnly := l.Addr().Network() != "unix"
-		server := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Running: running{keeper, client, d.configs}}, operators{keeper, logs}, d.configs,
-			guards{reimage.NewGuard(keeper, resets{client})}, uploads{blobs}, component(o.Log, "api"))
+		server := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Running: machines}, operators{keeper, logs}, d.configs,
+			guard, uploads{blobs}, component(o.Log, "api"))
 		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return server.Serve(ctx, l) })
 	}
 	return d, nil

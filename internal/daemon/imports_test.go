@@ -21,6 +21,7 @@ var ours = map[string][]string{
 	"internal/bootstrap":           {"internal/inventory"},
 	"internal/monitor":             {"internal/inventory"},
 	"internal/reimage":             {"internal/inventory"},
+	"internal/rollout":             {"internal/inventory"},
 	"internal/model":               nil,
 	"internal/dhcpv6":              {"internal/inventory"},
 	"internal/ndp":                 {"internal/inventory"},

@@ -28,6 +28,8 @@ type Inventory interface {
 	Clusters
 	Machines(ctx context.Context, after string, limit int) ([]inventory.View, error)
 	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
+	// Rollout returns the newest rollout over a cluster, or inventory.ErrNotFound.
+	Rollout(ctx context.Context, cluster string) (*inventory.Rollout, error)
 	WatchMachines() (wake <-chan struct{}, take func() []string, stop func())
 }
 
@@ -159,7 +161,7 @@ func (a *Actor) advance(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		return a.refuse(ctx, v, "waits for "+other+", another control plane of its cluster that is being reimaged")
+		return a.refuse(ctx, v, "waits for "+other)
 	}
 	s, err := a.guard.Look(ctx, v)
 	if err != nil {
@@ -205,8 +207,8 @@ func (a *Actor) release(ctx context.Context, v inventory.View, s *Standing) erro
 	return a.guard.Release(ctx, s)
 }
 
-// underway names another control plane of the machine's cluster that was wiped and is
-// not back yet.
+// underway names another control plane of the machine's cluster that was wiped, or is
+// given another config, and is not back yet.
 func (a *Actor) underway(ctx context.Context, v inventory.View) (string, error) {
 	holds := v.Facts.Holds
 	if holds.Role != inventory.ControlPlane {
@@ -229,8 +231,17 @@ func (a *Actor) underway(ctx context.Context, v inventory.View) (string, error) 
 		f := &p.Facts
 		sameLife := f.Holds.Cluster == holds.Cluster && f.Holds.Role == holds.Role && f.Holds.Epoch == holds.Epoch
 		if sameLife && f.Reimage.Claimed() && (f.Reimage.Outstanding() || f.Install.Outstanding()) {
-			return name, nil
+			return name + ", another control plane of its cluster that is being reimaged", nil
 		}
+	}
+	r, err := a.inv.Rollout(ctx, holds.Cluster)
+	if errors.Is(err, inventory.ErrNotFound) {
+		return "", nil
+	} else if err != nil {
+		return "", err
+	}
+	if m := r.Claimed(); r.Going() && m != nil && m.Role == inventory.ControlPlane && m.Name != v.Machine.Name {
+		return m.Name + ", another control plane of its cluster whose turn it is in a rollout", nil
 	}
 	return "", nil
 }
@@ -272,6 +283,12 @@ func (a *Actor) reset(ctx context.Context, v inventory.View, life *inventory.Key
 	}
 	if err != nil {
 		_, err := a.inv.Record(context.WithoutCancel(ctx), inventory.Event{Kind: inventory.WipeDeclined, Machine: name, Message: why})
+		return err
+	}
+	if other, err := a.underway(ctx, v); err != nil {
+		return err
+	} else if other != "" && !r.Destroy { // the same of the claim of a rollout
+		_, err := a.inv.Record(ctx, inventory.Event{Kind: inventory.WipeDeclined, Machine: name, Message: "waits for " + other})
 		return err
 	}
 	calling, cancel := context.WithTimeout(ctx, resetting)

@@ -217,6 +217,28 @@ func (s *Standing) MayGo(destroy bool) (ok bool, reason string) {
 // Leaves reports whether Release would take the machine out of etcd.
 func (s *Standing) Leaves() bool { return s.Member != nil && s.via.IsValid() }
 
+// MayRest says whether the machine may be away for a while, in words; its etcd data
+// stays. The one control plane of a cluster may: there is no quorum to keep. It is pure.
+func (s *Standing) MayRest() (ok bool, reason string) {
+	quorum := s.Members/2 + 1
+	switch {
+	case s.Cluster == nil:
+		return true, "it holds no etcd data"
+	case s.Seen && s.Member == nil:
+		return true, "it is no member of etcd"
+	case s.Claims:
+		return false, fmt.Sprintf("%s holds the claim of the bootstrap of %s, which is not done", s.Machine, s.Cluster.Name)
+	case !s.Seen:
+		return false, fmt.Sprintf("no control plane of %s says who the members of etcd are", s.Cluster.Name)
+	case s.Members == 1:
+		return true, "it is the only member of etcd"
+	case s.Others < quorum:
+		return false, fmt.Sprintf("etcd of %s would have %d of %d members running without it, and needs %d (down: %s)",
+			s.Cluster.Name, s.Others, s.Members, quorum, strings.Join(s.Down, ", "))
+	}
+	return true, fmt.Sprintf("etcd of %s goes on with %d of %d members", s.Cluster.Name, s.Others, s.Members)
+}
+
 // Release has the machine leave etcd, if it is a member and another one runs. MayGo
 // must have allowed it. A crash after it leaves a member less, and an order that is
 // looked at again.

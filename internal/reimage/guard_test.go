@@ -36,3 +36,28 @@ func TestMayGo(t *testing.T) {
 		}
 	}
 }
+
+func TestMayRest(t *testing.T) {
+	prod := &inventory.Cluster{Name: "prod"}
+	self := &Member{ID: 1, Name: "cp-1"}
+	for name, tc := range map[string]struct {
+		s    Standing
+		ok   bool
+		says string
+	}{
+		"a worker":               {Standing{}, true, "no etcd data"},
+		"no member":              {Standing{Cluster: prod, Seen: true, Members: 3, Others: 3}, true, "no member"},
+		"one of three":           {Standing{Cluster: prod, Seen: true, Member: self, Members: 3, Others: 2}, true, "2 of 3"},
+		"one of three, one down": {Standing{Cluster: prod, Seen: true, Member: self, Members: 3, Others: 1, Down: []string{"cp-3"}}, false, "needs 2 (down: cp-3)"},
+		"one of two":             {Standing{Cluster: prod, Seen: true, Member: self, Members: 2, Others: 1}, false, "1 of 2 members running without it, and needs 2"},
+		"one of four, one down":  {Standing{Cluster: prod, Seen: true, Member: self, Members: 4, Others: 2, Down: []string{"cp-3"}}, false, "needs 3"},
+		"the only one":           {Standing{Cluster: prod, Seen: true, Member: self, Members: 1}, true, "only member"},
+		"nobody answers":         {Standing{Cluster: prod}, false, "no control plane"},
+		"holds the claim":        {Standing{Machine: "cp-1", Cluster: prod, Claims: true, Seen: true, Member: self, Members: 3, Others: 2}, false, "not done"},
+	} {
+		ok, says := tc.s.MayRest()
+		if ok != tc.ok || !strings.Contains(says, tc.says) {
+			t.Errorf("%s: %v, %q; want %v, %q", name, ok, says, tc.ok, tc.says)
+		}
+	}
+}

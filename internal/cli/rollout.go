@@ -1,0 +1,60 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/spf13/cobra"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+func (a *app) clusterRollout() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "rollout CLUSTER", Short: "Give all machines of a cluster the configs that they should have", Args: cobra.ExactArgs(1),
+		Long: "Give all running machines of a cluster the configs that they would get now, one machine after the other.\n" +
+			"Control planes come first, each only while etcd of the others has quorum, and once those before it are ready\n" +
+			"again; then the workers. It goes on in provisiond, and ends by itself at the first failure. --status shows how\n" +
+			"far it is; --stop stops it before the next machine. Begun again, it passes over machines that have their config.",
+		Example: "  provisiond cluster set rack1 --patch @sysctls.yaml\n  provisiond cluster rollout rack1\n  provisiond cluster rollout rack1 --status",
+	}
+	var order api.RolloutOrder
+	f := cmd.Flags()
+	f.StringVar(&order.Mode, "mode", "", "auto, no-reboot or staged; left out: auto")
+	stop := f.Bool("stop", false, "stop it instead")
+	status := f.Bool("status", false, "only show it")
+	cmd.MarkFlagsMutuallyExclusive("mode", "stop", "status")
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		at := path("clusters", args[0], "rollout")
+		var r api.Rollout
+		switch {
+		case *status:
+			err = c.call(cmd.Context(), http.MethodGet, at, nil, nil, &r)
+		case *stop:
+			err = c.call(cmd.Context(), http.MethodDelete, at, nil, nil, &r)
+		default:
+			err = c.call(cmd.Context(), http.MethodPost, at, nil, order, &r)
+		}
+		if err != nil {
+			return err
+		}
+		return out.print(cmd, r, func(w io.Writer) {
+			row(w, fmt.Sprintf("rollout %d over %s, mode %s, is %s%s", r.Number, r.Cluster, r.Mode, r.State, named(": ", r.Reason)))
+			row(w, "MACHINE", "ROLE", "STATE", "SINCE", "REASON")
+			for _, m := range r.Machines {
+				since := m.ClaimedAt
+				if !m.EndedAt.IsZero() {
+					since = m.EndedAt
+				}
+				row(w, m.Name, m.Role, m.State, when(since), m.Reason)
+			}
+		})
+	}
+	return cmd
+}
