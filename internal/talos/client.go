@@ -173,7 +173,7 @@ func (c *Client) services(ctx context.Context, api machineapi.MachineServiceClie
 }
 
 // Outcome is how a call that changes a machine ended: [Client.Bootstrap],
-// [Client.Reset] or [Client.ApplyConfig].
+// [Client.Reset], [Client.ApplyConfig] or [Client.Upgrade].
 type Outcome string
 
 // The outcomes. Only Unknown leaves open whether the machine does what it was

@@ -48,7 +48,8 @@ type fakeMachine struct {
 	members func(context.Context) (*machineapi.EtcdMemberListResponse, error)
 	remove  func(context.Context, uint64) error
 	apply   func(context.Context, *machineapi.ApplyConfigurationRequest) (*machineapi.ApplyConfiguration, error)
-	calls   atomic.Int32 // of these four
+	upgrade func(context.Context, *machineapi.UpgradeRequest) error
+	calls   atomic.Int32 // of these five
 	config  config.Provider
 }
 
