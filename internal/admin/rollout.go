@@ -18,7 +18,7 @@ func (s *Server) rolloutRoutes(doc huma.API) {
 	register(s, doc, huma.Operation{OperationID: "start-rollout", Method: http.MethodPost, Path: "/clusters/{cluster}/rollout", Tags: tags,
 		Summary: "Give all machines of a cluster the configs that they should have", DefaultStatus: http.StatusAccepted,
 		Description: "One machine after the other, control planes first, each only while etcd of the others has quorum and the control planes before it are ready again. " +
-			"It ends by itself at the first failure. The answer is 409 while another goes on."},
+			"With upgrade, a machine that runs another Talos than it would netboot installs that first. It ends by itself at the first failure. The answer is 409 while another goes on."},
 		s.startRollout, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "get-rollout", Method: http.MethodGet, Path: "/clusters/{cluster}/rollout", Tags: tags,
 		Summary: "Show the newest rollout over a cluster"}, s.getRollout, http.StatusNotFound)
@@ -35,7 +35,7 @@ func (s *Server) startRollout(ctx context.Context, in *struct {
 	if in.Body.Mode != "" {
 		mode = inventory.ConfigMode(in.Body.Mode)
 	}
-	return rolloutOf(s.inv.StartRollout(ctx, in.Name, mode, false))
+	return rolloutOf(s.inv.StartRollout(ctx, in.Name, mode, in.Body.Upgrade))
 }
 
 func (s *Server) getRollout(ctx context.Context, in *ClusterPath) (*rolloutAnswer, error) {
@@ -51,7 +51,7 @@ func rolloutOf(r *inventory.Rollout, err error) (*rolloutAnswer, error) {
 		return nil, err
 	}
 	out := &rolloutAnswer{api.Rollout{
-		Cluster: r.Cluster, Number: r.Number, Mode: string(r.Mode), State: "going", Reason: r.Reason,
+		Cluster: r.Cluster, Number: r.Number, Mode: string(r.Mode), Upgrade: r.Upgrade, State: "going", Reason: r.Reason,
 		Started: r.Started, Stopped: r.Stopped, Machines: make([]api.RolloutMachine, 0, len(r.Machines)),
 	}}
 	switch {
@@ -62,7 +62,7 @@ func rolloutOf(r *inventory.Rollout, err error) (*rolloutAnswer, error) {
 	}
 	for _, m := range r.Machines {
 		out.Body.Machines = append(out.Body.Machines, api.RolloutMachine{
-			Name: m.Name, Role: string(m.Role), State: string(m.State), Hash: m.Hash, ClaimedAt: m.ClaimedAt, EndedAt: m.EndedAt, Reason: m.Reason,
+			Name: m.Name, Role: string(m.Role), State: string(m.State), Hash: m.Hash, Image: m.Image, ClaimedAt: m.ClaimedAt, EndedAt: m.EndedAt, Reason: m.Reason,
 		})
 	}
 	return out, nil

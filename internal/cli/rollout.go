@@ -16,12 +16,16 @@ func (a *app) clusterRollout() *cobra.Command {
 		Long: "Give all running machines of a cluster the configs that they would get now, one machine after the other.\n" +
 			"Control planes come first, each only while etcd of the others has quorum, and once those before it are ready\n" +
 			"again; then the workers. It goes on in provisiond, and ends by itself at the first failure. --status shows how\n" +
-			"far it is; --stop stops it before the next machine. Begun again, it passes over machines that have their config.",
-		Example: "  provisiond cluster set rack1 --patch @sysctls.yaml\n  provisiond cluster rollout rack1\n  provisiond cluster rollout rack1 --status",
+			"far it is; --stop stops it before the next machine. Begun again, it passes over machines that have their config.\n\n" +
+			"With --upgrade a machine that runs another Talos than it would netboot installs that first, from the installer\n" +
+			"image of its config, and reboots; then it is given its config.",
+		Example: "  provisiond cluster set rack1 --patch @sysctls.yaml\n  provisiond cluster rollout rack1\n  provisiond cluster rollout rack1 --status\n\n" +
+			"  provisiond cluster set rack1 --talos-version v1.13.7\n  provisiond cluster rollout rack1 --upgrade",
 	}
 	var order api.RolloutOrder
 	f := cmd.Flags()
 	f.StringVar(&order.Mode, "mode", "", "auto, no-reboot or staged; left out: auto")
+	f.BoolVar(&order.Upgrade, "upgrade", false, "first install the Talos that each machine would netboot")
 	stop := f.Bool("stop", false, "stop it instead")
 	status := f.Bool("status", false, "only show it")
 	cmd.MarkFlagsMutuallyExclusive("mode", "stop", "status")

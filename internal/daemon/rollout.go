@@ -1,8 +1,11 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/rollout"
@@ -26,6 +29,10 @@ func (r rollouts) Look(ctx context.Context, v inventory.View) (rollout.Probe, er
 		p.Silent = err.Error()
 		return p, nil
 	}
+	p.WantedVersion = talosOf(v)
+	if p.Image, err = wanted.Installer(); err != nil {
+		return p, err
+	}
 	text, err := r.client.RunningConfig(ctx, keys.Cluster, keys.Secrets, v.Machine.Address)
 	if err != nil {
 		p.Silent = err.Error()
@@ -48,9 +55,24 @@ func (r rollouts) Apply(ctx context.Context, v inventory.View, hash string, mode
 	return said, rolloutOutcome(outcome), err
 }
 
-// Upgrade implements rollout.Machines.
-func (r rollouts) Upgrade(context.Context, inventory.View, string) (string, rollout.Outcome, error) {
-	return "", rollout.Refused, errors.New("there is no upgrade yet")
+// Upgrade implements rollout.Machines. The image is that of the config, which may name
+// another version than the one that is netbooted.
+func (r rollouts) Upgrade(ctx context.Context, v inventory.View, image string) (string, rollout.Outcome, error) {
+	_, keys, err := r.wanted(ctx, v)
+	if err != nil {
+		return "", rollout.Refused, err
+	}
+	if !strings.HasSuffix(image, ":"+talosOf(v)) {
+		return "", rollout.Refused, fmt.Errorf("its installer image %s is not that of Talos %s", image, talosOf(v))
+	}
+	outcome, err := r.client.Upgrade(ctx, keys.Cluster, keys.Secrets, v.Machine.Address, image)
+	return "it installs " + image, rolloutOutcome(outcome), err
+}
+
+// talosOf is the version of Talos that a machine should run: the one that it netboots.
+func talosOf(v inventory.View) string {
+	version, _, _ := strings.Cut(v.Machine.Image, "/")
+	return cmp.Or(version, v.Cluster.TalosVersion)
 }
 
 func rolloutOutcome(o talos.Outcome) rollout.Outcome {

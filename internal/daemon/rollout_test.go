@@ -44,10 +44,11 @@ func TestRollout(t *testing.T) {
 	runRack(t, r)
 	verify(t, k, r)
 
+	upgrading := false
 	rollOver := func(mode inventory.ConfigMode, patches ...string) *inventory.Rollout {
 		t.Helper()
 		patchLab(t, k, patches...)
-		started, err := k.StartRollout(t.Context(), "lab", mode, false)
+		started, err := k.StartRollout(t.Context(), "lab", mode, upgrading)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,10 +90,45 @@ func TestRollout(t *testing.T) {
 	if now := rollOver(inventory.ConfigAuto, udev, `machine: {sysctls: {vm.swappiness: "10"}}`); !now.Complete || len(outdated()) > 0 || back.Load() != planes+workers {
 		t.Errorf("%d machines rebooted, %v are outdated: %+v", back.Load(), outdated(), now)
 	}
+	newTalos(t, k, "v1.13.7")
+	back.Store(0)
+	upgrading = true
+	if now := rollOver(inventory.ConfigAuto, udev); !now.Complete || len(outdated()) > 0 || back.Load() != planes+workers {
+		t.Errorf("%d machines rebooted, %v are outdated: %+v", back.Load(), outdated(), now)
+	}
+	for _, m := range r.Machines {
+		if m.Disk().Version() != "v1.13.7" {
+			t.Errorf("%s has Talos %q", m.Name(), m.Disk().Version())
+		}
+	}
+	upgrading = false
 	// What no machine takes without a reboot ends it with the first.
 	if now := rollOver(inventory.ConfigNoReboot); now.Complete || !strings.Contains(now.Reason, "cp-1: ") || !slices.Equal(outdated(), []string{"cp-1", "cp-2", "cp-3", "w-1", "w-2"}) {
 		t.Errorf("%v are outdated: %+v", outdated(), now)
 	}
 	verify(t, k, r)
 	wipes(t, r, nil)
+}
+
+// newTalos makes the cluster one of another Talos, whose image is imported.
+func newTalos(t *testing.T, k *inventory.Keeper, version string) {
+	t.Helper()
+	list, err := k.Images(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, img := range list {
+		img.Version = version
+		if err := k.PutImage(t.Context(), &img); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cl, _, err := k.Cluster(t.Context(), "lab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cl.TalosVersion = version
+	if _, err := k.PutCluster(t.Context(), cl, cl.Rev); err != nil {
+		t.Fatal(err)
+	}
 }

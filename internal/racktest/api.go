@@ -108,6 +108,7 @@ var adminOnly = map[string]bool{
 	machineapi.MachineService_Bootstrap_FullMethodName:            true,
 	machineapi.MachineService_Reset_FullMethodName:                true,
 	machineapi.MachineService_ApplyConfiguration_FullMethodName:   true,
+	machineapi.MachineService_Upgrade_FullMethodName:              true,
 	machineapi.MachineService_EtcdRemoveMemberByID_FullMethodName: true,
 	machineapi.MachineService_EtcdLeaveCluster_FullMethodName:     true,
 }
@@ -146,8 +147,12 @@ type machineService struct {
 
 // Version tells the Talos version.
 func (s *machineService) Version(context.Context, *emptypb.Empty) (*machineapi.VersionResponse, error) {
+	v := version.NewVersion()
+	if upgraded := s.node.opts.Disk.Version(); upgraded != "" {
+		v.Tag = upgraded
+	}
 	return &machineapi.VersionResponse{Messages: []*machineapi.Version{{
-		Version:  version.NewVersion(),
+		Version:  v,
 		Platform: &machineapi.PlatformInfo{Name: "metal", Mode: "metal"},
 	}}}, nil
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // ErrReboot is what [Node.Run] returns when the node reboots into what is on its disk,
-// because a config that it was given takes that.
+// because a config that it was given takes that, or an upgrade.
 var ErrReboot = errors.New("Talos reboots into its disk")
 
 // trial is a config that is tried.
@@ -178,14 +178,18 @@ func (n *Node) runTrials(ctx context.Context) error {
 	}
 }
 
-// runReboot is the reboot sequence, when a config takes one. stop ends all services
+// runReboot is the reboot sequence, or that of an upgrade (v1alpha1_sequencer.go). stop ends all services
 // and waits for that.
 func (n *Node) runReboot(ctx context.Context, stop func()) error {
 	if err := n.wait(ctx, func() bool { return n.rebooting }); err != nil {
 		return err
 	}
-	n.events.sequence("reboot", machineapi.SequenceEvent_START)
-	if err := n.update(ctx, func() { n.stage = machineapi.MachineStatusEvent_REBOOTING }); err != nil {
+	sequence, stage := "reboot", machineapi.MachineStatusEvent_REBOOTING
+	if n.upgrade != "" {
+		sequence, stage = "upgrade", machineapi.MachineStatusEvent_UPGRADING
+	}
+	n.events.sequence(sequence, machineapi.SequenceEvent_START)
+	if err := n.update(ctx, func() { n.stage = stage }); err != nil {
 		return err
 	}
 	if err := sleep(ctx, n.opts.Timing.Stop); err != nil {
@@ -195,6 +199,12 @@ func (n *Node) runReboot(ctx context.Context, stop func()) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	n.events.publish(&machineapi.SequenceEvent{Sequence: "reboot", Action: machineapi.SequenceEvent_NOOP, Error: &common.Error{Code: common.Code_FATAL, Message: "unix.Reboot"}})
+	if n.upgrade != "" {
+		if err := sleep(ctx, n.opts.Timing.Install); err != nil {
+			return err
+		}
+		n.opts.Disk.upgraded(n.upgrade)
+	}
+	n.events.publish(&machineapi.SequenceEvent{Sequence: sequence, Action: machineapi.SequenceEvent_NOOP, Error: &common.Error{Code: common.Code_FATAL, Message: "unix.Reboot"}})
 	return fmt.Errorf("%w: %w", ErrReboot, errKexec)
 }

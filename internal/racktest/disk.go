@@ -28,6 +28,7 @@ type Disk struct {
 
 	mu        sync.Mutex
 	installed bool   // META and the boot loader
+	version   string // of the boot loader's Talos, after an upgrade
 	config    []byte // STATE
 	etcd      string // EPHEMERAL: the etcd cluster whose data lies there
 	member    uint64 // EPHEMERAL: which of its members the data is
@@ -76,7 +77,7 @@ func (d *Disk) Wipe() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.wipes++
-	d.installed, d.config, d.etcd, d.member = false, nil, "", 0
+	d.installed, d.version, d.config, d.etcd, d.member = false, "", nil, "", 0
 }
 
 // partitions are the labels of the system disk that a wipe may name.
@@ -122,7 +123,7 @@ func (d *Disk) Install(config []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.installs++
-	d.installed, d.config, d.etcd, d.member = true, bytes.Clone(config), "", 0
+	d.installed, d.version, d.config, d.etcd, d.member = true, "", bytes.Clone(config), "", 0
 }
 
 // setConfig replaces what is in STATE, or fills one that was wiped.

@@ -64,7 +64,8 @@ type Node struct {
 	stage      machineapi.MachineStatusEvent_MachineStage
 	booted     bool        // the boot sequence has ended
 	order      *resetOrder // a reset that is under way
-	rebooting  bool        // a config that was applied takes it
+	rebooting  bool        // a config that was applied takes it, or an upgrade
+	upgrade    string      // version that it brings
 	active     config.Provider
 	shown      config.Provider // by the resource API
 	trial      *trial          // of the active config; nil: it stays
@@ -142,7 +143,7 @@ func (n *Node) ControlPlane() bool { return n.control }
 // Run runs the node until ctx ends, and returns nil then. It leaves nothing
 // behind but what is on the disk. After a Reset call has done its work Run
 // returns an error that wraps ErrReset, and one that wraps ErrReboot when a config
-// that was applied takes a reboot.
+// that was applied takes a reboot, or an upgrade does.
 func (n *Node) Run(parent context.Context) error {
 	live, ctx := errgroup.WithContext(parent)
 	e := n.events
@@ -326,7 +327,7 @@ func (n *Node) update(ctx context.Context, change func()) error {
 // machineStatus names what is missing with Talos' words.
 func (n *Node) machineStatus() *machineapi.MachineStatusEvent {
 	var unmet []*machineapi.MachineStatusEvent_MachineStatus_UnmetCondition
-	if n.stage == machineapi.MachineStatusEvent_RESETTING || n.stage == machineapi.MachineStatusEvent_REBOOTING { // Talos checks nothing then, and says ready
+	if n.stage == machineapi.MachineStatusEvent_RESETTING || n.stage == machineapi.MachineStatusEvent_REBOOTING || n.stage == machineapi.MachineStatusEvent_UPGRADING { // Talos checks nothing then, and says ready
 		return &machineapi.MachineStatusEvent{Stage: n.stage, Status: &machineapi.MachineStatusEvent_MachineStatus{Ready: true}}
 	}
 	add := func(name, reason string) {

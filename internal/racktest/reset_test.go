@@ -227,6 +227,7 @@ func TestResetIsForAdmins(t *testing.T) {
 		"EtcdRemoveMemberByID": c.EtcdRemoveMemberByID(t.Context(), &machineapi.EtcdRemoveMemberByIDRequest{MemberId: 1}),
 		"EtcdLeaveCluster":     c.EtcdLeaveCluster(t.Context(), &machineapi.EtcdLeaveClusterRequest{}),
 		"ApplyConfiguration":   second(c.ApplyConfiguration(t.Context(), &machineapi.ApplyConfigurationRequest{})),
+		"Upgrade":              second(c.MachineClient.Upgrade(t.Context(), &machineapi.UpgradeRequest{Image: "x:v1"})), //nolint:staticcheck // deprecated, and used
 		"reading its config":   second(safe.StateGetByID[*configres.MachineConfig](t.Context(), c.COSI, configres.ActiveID)),
 	} {
 		if client.StatusCode(err) != codes.PermissionDenied {

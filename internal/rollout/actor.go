@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	poll    = 2 * time.Second
-	pause   = time.Second
+	poll    = time.Second
+	pause   = time.Second / 2
 	looking = 20 * time.Second // at one machine
 	calling = 2 * time.Minute  // an upgrade is answered when its image was pulled
 )
