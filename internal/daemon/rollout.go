@@ -38,7 +38,7 @@ func (r rollouts) Look(ctx context.Context, v inventory.View) (rollout.Probe, er
 		p.Silent = err.Error()
 		return p, nil
 	}
-	p.Answered, p.Ready, p.Version, p.Running = true, st.Stage == inventory.StageRunning && st.Ready, st.Version, hashOf(text)
+	p.Answered, p.Ready, p.Version, p.Running = true, st.Stage == inventory.StageRunning && st.Ready, st.Version, hashOf(text, wanted)
 	return p, nil
 }
 

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"strings"
@@ -75,7 +76,7 @@ func TestRollout(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if hashOf(m.Node().Config()) != wanted.Hash || hashOf(m.Disk().Config()) != wanted.Hash || v.Facts.ConfigHash != wanted.Hash {
+			if !bytes.Equal(m.Node().Config(), wanted.Bytes()) || !bytes.Equal(m.Disk().Config(), wanted.Bytes()) || v.Facts.ConfigHash != wanted.Hash {
 				names = append(names, m.Name())
 			}
 		}

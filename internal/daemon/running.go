@@ -30,7 +30,7 @@ func (r running) RunningConfig(ctx context.Context, v inventory.View) (admin.Run
 	if err != nil {
 		return out, silent(v, err)
 	}
-	out.Hash, out.Wanted = hashOf(text), wanted.Hash
+	out.Hash, out.Wanted = hashOf(text, wanted), wanted.Hash
 	out.Text, err = talos.Redact(text)
 	return out, err
 }
@@ -96,7 +96,11 @@ func silent(v inventory.View, err error) error {
 	return fmt.Errorf("%s does not answer: %w: %w", v.Machine.Name, err, inventory.ErrRefused)
 }
 
-func hashOf(b []byte) string {
-	sum := sha256.Sum256(b)
+// hashOf is the hash of what a machine runs: that of the wanted config, if it is that.
+func hashOf(running []byte, wanted *talos.Config) string {
+	if wanted.Runs(running) {
+		return wanted.Hash
+	}
+	sum := sha256.Sum256(running)
 	return hex.EncodeToString(sum[:])
 }

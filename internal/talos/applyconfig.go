@@ -1,6 +1,7 @@
 package talos
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"github.com/cosi-project/runtime/pkg/state"
 	"github.com/cosi-project/runtime/pkg/state/protobuf/client"
 	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
+	"github.com/siderolabs/talos/pkg/machinery/config/configloader"
+	"github.com/siderolabs/talos/pkg/machinery/config/encoder"
 	"github.com/siderolabs/talos/pkg/machinery/resources/config"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -49,6 +52,30 @@ func (c *Client) RunningConfig(ctx context.Context, cluster *inventory.Cluster, 
 		return nil, fmt.Errorf("reading the config of %s of cluster %s: %w", addr, cluster.Name, err)
 	}
 	return text, nil
+}
+
+// Runs reports whether what a machine runs is this config: the same bytes, or the same
+// documents, should Talos have written them anew.
+func (c *Config) Runs(running []byte) bool {
+	text := c.Bytes()
+	if bytes.Equal(text, running) {
+		return true
+	}
+	ours, err := plain(text)
+	if err != nil {
+		return false
+	}
+	theirs, err := plain(running)
+	return err == nil && bytes.Equal(ours, theirs)
+}
+
+// plain is a config in machinery's own notation.
+func plain(text []byte) ([]byte, error) {
+	p, err := configloader.NewFromBytes(text)
+	if err != nil {
+		return nil, err
+	}
+	return p.EncodeBytes(encoder.WithComments(encoder.CommentsDisabled))
 }
 
 // ApplyMode is when and for how long a config takes effect.

@@ -46,6 +46,35 @@ func TestRunningConfig(t *testing.T) {
 	}
 }
 
+func TestRuns(t *testing.T) {
+	in := testInput(t)
+	c, err := NewRenderer(Options{}).Render(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := *in.Cluster
+	other.Patches = []string{`machine: {sysctls: {vm.swappiness: "10"}}`}
+	in.Cluster = &other
+	changed, err := NewRenderer(Options{}).Render(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		text []byte
+		want bool
+	}{
+		"the same":         {c.Bytes(), true},
+		"with a comment":   {append([]byte("# kept by Talos\n"), c.Bytes()...), true},
+		"another":          {changed.Bytes(), false},
+		"one that is none": {[]byte("x: ["), false},
+		"nothing":          {nil, false},
+	} {
+		if got := c.Runs(tc.text); got != tc.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
 func TestApplyRequest(t *testing.T) {
 	in := testInput(t)
 	for _, tc := range []struct {
