@@ -61,6 +61,9 @@ func (r running) apply(ctx context.Context, v inventory.View, wanted *talos.Conf
 	}
 	ctx = context.WithoutCancel(ctx)
 	_, err = r.keeper.Record(ctx, inventory.Event{Kind: inventory.ConfigApplied, Machine: v.Machine.Name, Hash: wanted.Hash, Mode: mode, Message: said})
+	if mode == inventory.ConfigTry { // what it has stays what it is compared with
+		return said, outcome, err
+	}
 	return said, outcome, errors.Join(err, r.configs.keep(ctx, v.Machine.Name, wanted))
 }
 

@@ -221,3 +221,18 @@ func TestActorIsStopped(t *testing.T) {
 		}
 	})
 }
+
+// While another control plane is wiped, none is asked.
+func TestActorWaitsForAReimage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, a := newRack(t)
+		for _, kind := range []inventory.Kind{inventory.ReimageOrdered, inventory.WipeClaimed} {
+			if _, err := f.k.Record(t.Context(), inventory.Event{Kind: kind, Machine: "cp-2"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r := settleDown(t, f, a); r.Complete || len(f.asked) != 0 || r.Reason != "cp-1: cp-2, another control plane, is being reimaged" {
+			t.Errorf("asked %v, ended %+v", f.asked, r)
+		}
+	})
+}
