@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -115,7 +116,14 @@ func (w *world) do(o op) {
 		w.mutate()
 		_, _ = w.boot.Advance(w.ctx, cluster) // what fails is tried again
 	case reimages:
-		_ = w.re.Round(w.ctx, w.due)
+		// One after the other, so that a seed always means the same.
+		for _, name := range slices.Sorted(maps.Keys(w.due)) {
+			one := map[string]bool{name: true}
+			_ = w.re.Round(w.ctx, one)
+			if len(one) == 0 {
+				delete(w.due, name)
+			}
+		}
 	case flushes:
 		_ = w.k.Flush(w.ctx)
 	case crashes:
