@@ -64,7 +64,11 @@ func (x *ipxe) start(ctx context.Context, l *loader) error {
 		switch {
 		case err == nil:
 			x.timeline.add(StepScript, "iPXE runs %s", auto)
-			return x.script(ctx, auto, script)
+			p, err := parse(auto, script)
+			if err != nil {
+				return err
+			}
+			return x.script(ctx, p)
 		case !errors.As(err, &refused): // 404 is fine
 			return err
 		}
@@ -156,22 +160,30 @@ func (x *ipxe) resolve(raw string) (string, error) {
 
 // chain downloads an image and runs it; it must be a script.
 func (x *ipxe) chain(ctx context.Context, raw string) error {
-	target, err := x.resolve(raw)
+	p, err := x.download(ctx, raw)
 	if err != nil {
 		return err
 	}
+	return x.script(ctx, p)
+}
+
+func (x *ipxe) download(ctx context.Context, raw string) (*program, error) {
+	target, err := x.resolve(raw)
+	if err != nil {
+		return nil, err
+	}
 	if err := x.step(StepScript, "iPXE chains %s", target); err != nil {
-		return err
+		return nil, err
 	}
 	text, err := x.get(ctx, target)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	at, err := url.Parse(target)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return x.script(ctx, at, text)
+	return parse(at, text)
 }
 
 // fetch downloads an image for later.

@@ -21,18 +21,40 @@ type scriptExit struct{ status int }
 
 func (e *scriptExit) Error() string { return "exit " + strconv.Itoa(e.status) }
 
-// script runs an iPXE script. A command that fails ends it with that error,
-// unless `||` follows (ipxe.org/scripting).
-func (x *ipxe) script(ctx context.Context, at *url.URL, text []byte) error {
+// program is a script that was downloaded.
+type program struct {
+	at    *url.URL
+	lines []string
+}
+
+// Error makes it what ends a script that is replaced by it: it runs in that one's
+// place, so that they may go on without end, and no `||` of the first hears how the
+// second ends (image_exec in iPXE's core/image.c, imgexec in hci/commands/image_cmd.c).
+func (p *program) Error() string { return "replaced by " + p.at.String() }
+
+func parse(at *url.URL, text []byte) (*program, error) {
 	body, ok := strings.CutPrefix(string(text), "#!ipxe")
 	if !ok || !strings.HasPrefix(strings.TrimLeft(body, " \t\r"), "\n") {
-		return fault("", "iPXE: %s: exec format error: it does not begin with a #!ipxe line", at)
+		return nil, fault("", "iPXE: %s: exec format error: it does not begin with a #!ipxe line", at)
 	}
-	outer := x.cwd
-	x.cwd = at
-	defer func() { x.cwd = outer }()
+	return &program{at, strings.Split(strings.ReplaceAll(body, "\\\n", " "), "\n")}, nil
+}
 
-	lines := strings.Split(strings.ReplaceAll(body, "\\\n", " "), "\n")
+// script runs an iPXE script, and those that replace it.
+func (x *ipxe) script(ctx context.Context, p *program) error {
+	outer := x.cwd
+	defer func() { x.cwd = outer }()
+	for {
+		x.cwd = p.at
+		if err := x.execute(ctx, p.at, p.lines); !errors.As(err, &p) {
+			return err
+		}
+	}
+}
+
+// execute takes one script line by line. A command that fails ends it with that error,
+// unless `||` follows (ipxe.org/scripting).
+func (x *ipxe) execute(ctx context.Context, at *url.URL, lines []string) error {
 	for i := 0; i < len(lines); i++ {
 		line := strings.TrimSpace(lines[i])
 		if line == "" || line[0] == '#' || line[0] == ':' {
@@ -105,7 +127,8 @@ func (x *ipxe) line(ctx context.Context, line string) (label string, err error) 
 func final(ctx context.Context, err error) bool {
 	var exit *scriptExit
 	var booted *bootedKernel
-	return err != nil && (ctx.Err() != nil || errors.Is(err, ErrPowerCut) || errors.As(err, &exit) || errors.As(err, &booted))
+	var replaced *program
+	return err != nil && (ctx.Err() != nil || errors.Is(err, ErrPowerCut) || errors.As(err, &exit) || errors.As(err, &booted) || errors.As(err, &replaced))
 }
 
 // expand replaces ${setting} and ${setting:format}; an unknown setting is empty.
@@ -220,6 +243,13 @@ func (x *ipxe) command(ctx context.Context, words []string) (label string, err e
 		if len(args) == 0 {
 			return "", usage
 		}
+		if options["replace"] != "" {
+			p, err := x.download(ctx, args[0])
+			if err != nil {
+				return "", err
+			}
+			return "", p
+		}
 		if x.depth++; x.depth > maxChain {
 			return "", fault("", "iPXE: more than %d scripts chained", maxChain)
 		}
@@ -252,6 +282,8 @@ func splitOptions(command string, args []string) (map[string]string, []string) {
 		} else if valued[option] != "" && len(args) > 0 {
 			options[valued[option]] = args[0]
 			args = args[1:]
+		} else if option == "--replace" || option == "-r" {
+			options["replace"] = option
 		}
 	}
 	return options, args

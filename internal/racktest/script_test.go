@@ -12,12 +12,19 @@ import (
 // Each script ends as real iPXE ends it, and says what real iPXE would print.
 func TestScripts(t *testing.T) {
 	s := newSite(t)
+	waited := 0
 	s.handle = func(w http.ResponseWriter, r *http.Request) bool {
 		switch r.URL.Path {
 		case "/ok":
 			w.Write([]byte("#!ipxe\necho chained ${more}\n"))
 		case "/exit1":
 			w.Write([]byte("#!ipxe\nexit 1\necho never\n"))
+		case "/wait": // says to wait more often than scripts may be nested
+			if waited++; waited%(2*maxChain) != 0 {
+				w.Write([]byte("#!ipxe\nchain --replace --autofree /wait || echo never\necho nor this\n"))
+			} else {
+				w.Write([]byte("#!ipxe\necho waited\n"))
+			}
 		default:
 			http.NotFound(w, r)
 		}
@@ -40,6 +47,10 @@ func TestScripts(t *testing.T) {
 		{"exit", "echo a\nexit\necho never", "a", ""},
 		{"exit 1", "exit 1", "", "exits"},
 		{"chained exit 1 is caught", "chain /exit1 || echo caught", "caught", ""},
+		{"replaced, again and again", "chain --replace /wait\necho never", "waited", ""},
+		{"chained and replaced there", "chain /wait\necho back", "waited|back", ""},
+		{"exit 1 of what replaced it is not caught", "chain --replace /exit1 || echo caught", "", "exits"},
+		{"no replacement", "chain --replace /missing || echo caught", "caught", ""},
 		{"failing command ends it", "isset ${no}\necho never", "", "failed"},
 		{"unknown command", "frobnicate", "", "command not found"},
 		{"unknown command is an error to ||", "frobnicate || echo old iPXE", "old iPXE", ""},
@@ -57,7 +68,11 @@ func TestScripts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = x.script(t.Context(), at, []byte("#!ipxe\n"+tc.script+"\n"))
+			p, err := parse(at, []byte("#!ipxe\n"+tc.script+"\n"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = x.script(t.Context(), p)
 			var said []string
 			for _, e := range m.timeline.Entries() {
 				if text, ok := strings.CutPrefix(e.Note, "iPXE says: "); ok {
@@ -88,8 +103,11 @@ func FuzzScript(f *testing.F) {
 		cancel() // nothing may reach the network
 		b := &boot{Machine: m, ctx: ctx, cut: func(error) {}, host: m.opts.Fabric.NewHost("x")}
 		x := &ipxe{boot: b, settings: map[string]string{}, images: map[string]*image{}}
-		err = x.script(ctx, &url.URL{Scheme: "http", Host: "[::1]:1", Path: "/"}, []byte("#!ipxe\n"+script))
-		if errors.Is(err, ErrPowerCut) {
+		p, err := parse(&url.URL{Scheme: "http", Host: "[::1]:1", Path: "/"}, []byte("#!ipxe\n"+script))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = x.script(ctx, p); errors.Is(err, ErrPowerCut) {
 			t.Error("a script cut the power")
 		}
 	})
