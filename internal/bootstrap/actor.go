@@ -210,7 +210,7 @@ func (a *Actor) old(ctx context.Context, cl *inventory.Cluster, b *inventory.Boo
 		} else if err != nil {
 			return nil, err
 		}
-		if h := v.Facts.Holds; h.Cluster == cl.Name && h.Epoch < b.Epoch {
+		if h := v.Facts.Holds; h.Cluster == "" || h.Cluster == cl.Name && h.Epoch < b.Epoch {
 			names = append(names, name)
 		}
 	}
@@ -255,7 +255,10 @@ func (a *Actor) probe(ctx context.Context, cl *inventory.Cluster, secrets *inven
 		wg.Go(func() {
 			probes[i] = a.talos.Probe(probing, cl, secrets, v.Machine.Address)
 			probes[i].Machine = v.Machine.Name
-			probes[i].MayHaveData, probes[i].Leaves, probes[i].Wiped = mayHaveData, v.Facts.Reimage.Outstanding(), v.Facts.Reimage.ClaimedAt
+			probes[i].MayHaveData, probes[i].Leaves, probes[i].Wiped = mayHaveData, v.Facts.Reimage.Outstanding(), v.Facts.WipeAskedAt
+			if v.Machine.Created.After(probes[i].Wiped) {
+				probes[i].Wiped = v.Machine.Created // another one may have had its name
+			}
 		})
 	}
 	wg.Wait()

@@ -97,21 +97,31 @@ func TestReimageOfADeadMachine(t *testing.T) {
 		}
 		return ""
 	})
-	power, cut := context.WithCancel(context.Background())
-	t.Cleanup(func() { cut(); m.PowerOff() })
-	for { // it is switched on until it is up
-		outcome, err := m.PowerOn(power)
-		if err == nil && outcome == racktest.Ready {
-			break
-		}
-		if errors.Is(err, racktest.ErrPowerCut) {
-			t.Fatal(err)
-		}
-	}
+	powerOn(t, k, r, m)
 	verify(t, k, r)
 	wipes(t, r, map[string]int{"w-2": 1})
 	if v, err = k.Machine(t.Context(), "w-2"); err != nil || v.Facts.Reimage.Via != inventory.ViaNetboot || v.Facts.Holds.Role != inventory.ControlPlane {
 		t.Errorf("it ended as %+v, %+v, %v", v.Facts.Reimage, v.Facts.Holds, err)
+	}
+}
+
+// powerOn switches a machine on, again and again, until it is up.
+func powerOn(t *testing.T, k *inventory.Keeper, r *racktest.Rack, m *racktest.Machine) {
+	t.Helper()
+	power, cut := context.WithCancel(context.Background())
+	t.Cleanup(func() { cut(); m.PowerOff() })
+	late := time.AfterFunc(within, cut)
+	for {
+		outcome, err := m.PowerOn(power)
+		if err == nil && outcome == racktest.Ready && late.Stop() {
+			return
+		}
+		if power.Err() != nil || errors.Is(err, racktest.ErrPowerCut) {
+			var report bytes.Buffer
+			_ = r.Report(&report)
+			v, _ := k.Machine(t.Context(), m.Name())
+			t.Fatalf("%s is not up: %v, %v\n%+v\n%s", m.Name(), outcome, err, v.Facts, report.String())
+		}
 	}
 }
 
@@ -146,11 +156,7 @@ func TestQuorumIsKept(t *testing.T) {
 		return ""
 	})
 	wipes(t, r, nil)
-	power, cut := context.WithCancel(context.Background())
-	t.Cleanup(func() { cut(); off.PowerOff() })
-	if outcome, err := off.PowerOn(power); err != nil || outcome != racktest.Ready {
-		t.Fatal(outcome, err)
-	}
+	powerOn(t, k, r, off)
 	verify(t, k, r)
 	wipes(t, r, map[string]int{"cp-2": 1})
 }

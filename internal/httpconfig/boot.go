@@ -57,7 +57,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 		text(w, http.StatusOK, retryScript("the inventory does not answer", again, later))
 		return
 	}
-	plan := inventory.PlanRetry(view, retry)
+	plan := inventory.PlanScript(view, retry)
 	e.Plan, e.Message = plan.Action, plan.Reason
 	if view.Machine != nil {
 		e.Machine = view.Machine.Name
@@ -66,10 +66,16 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 		plan = inventory.Plan{Action: inventory.Hold, Reason: "there is no boot image for " + e.Machine}
 		e.Plan = plan.Action
 	}
+	if b := view.Facts.Current(); b != nil && retry != "" && retry == b.Token {
+		e.Boot = b.Number
+	}
 	if plan.Wait {
-		e.Plan = inventory.Hold
+		e.Plan, e.Wait = inventory.Hold, true
+		after, err := s.Inventory.Record(ctx, e) // which has it looked at
+		if b := after.Facts.Current(); err == nil && b != nil {
+			again = withQuery(again, "retry", b.Token)
+		}
 		text(w, http.StatusOK, retryScript(e.Machine+": "+plan.Reason, again, soon))
-		s.record(ctx, e) // which has it looked at
 		return
 	}
 	if !plan.Action.Netboots() {
@@ -77,9 +83,6 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 		return
 	}
 
-	if b := view.Facts.Current(); plan.Action == inventory.Wipe && b != nil && retry == b.Token {
-		e.Boot = b.Number
-	}
 	// The config is made now: a mistake in it is shown on the machine's console
 	// instead of after a boot, and when it is fetched it is at hand. That goes for a
 	// wipe, too: the install comes next.

@@ -137,7 +137,9 @@ func (s *Server) admit(ctx context.Context, f *fetch) {
 		f.is(http.StatusForbidden, "the token is not that of a recent boot")
 		return
 	}
-	if age := time.Since(f.boot.Started); age > s.config.TokenWindow {
+	// One that still waits in memory for its config may, for as long as it takes.
+	waits := f.boot == f.view.Facts.Current() && f.boot.Config.IsZero()
+	if age := time.Since(f.boot.Started); age > s.config.TokenWindow && !waits {
 		f.is(http.StatusForbidden, fmt.Sprintf("boot %d began %v ago", f.boot.Number, age.Round(time.Minute)))
 		return
 	}
@@ -178,6 +180,7 @@ func (s *Server) render(ctx context.Context, f *fetch) {
 func (s *Server) recordServed(ctx context.Context, f *fetch) {
 	_, err := s.Inventory.Record(ctx, inventory.Event{
 		Time: time.Now(), Kind: inventory.ConfigServed, MAC: f.mac, Machine: f.machine(), Boot: f.boot.Number, Hash: f.config.Hash, Peer: f.peer,
+		Holds: inventory.Membership{Cluster: f.view.Cluster.Name, Role: f.view.Machine.Role, Epoch: f.view.Cluster.Epoch},
 	})
 	if errors.Is(err, inventory.ErrNotFound) {
 		f.is(http.StatusNotFound, "this MAC is not registered any more")

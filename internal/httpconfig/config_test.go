@@ -44,7 +44,10 @@ func TestConfig(t *testing.T) {
 		{"part of the token", configPath + token[:10], stable, nil, 403, "the token is not that of a recent boot"},
 		{"token of an old boot", configPath + token, stable, func(r *rack) { r.boots(bootNow(3, "c"), bootNow(2, "b"), bootNow(1, token)) }, 403, "the token is not that of a recent boot"},
 		{"no boot", configPath + token, stable, func(r *rack) { r.boots() }, 403, "the token is not that of a recent boot"},
-		{"expired", configPath + token, stable, func(r *rack) { r.keeper.view.Facts.Boots[0].Started = time.Now().Add(-25 * time.Hour) }, 403, "boot 7 began 25h0m0s ago"},
+		{"old, and still waits for its first", configPath + token, stable, func(r *rack) { r.keeper.view.Facts.Boots[0].Started = time.Now().Add(-25 * time.Hour) }, 200, ""},
+		{"expired", configPath + token, stable, func(r *rack) {
+			r.keeper.view.Facts.Boots[0].Started, r.keeper.view.Facts.Boots[0].Config = time.Now().Add(-25*time.Hour), time.Now().Add(-25*time.Hour)
+		}, 403, "boot 7 began 25h0m0s ago"},
 		{"done", configPath + token, stable, func(r *rack) { r.keeper.view.Facts.Boots[0].API = time.Now() }, 403, "boot 7 is over"},
 		{"disk", configPath + token, stable, func(r *rack) {
 			r.keeper.view.Facts.Install.Done = 1

@@ -229,8 +229,12 @@ func TestWipeScript(t *testing.T) {
 		t.Fatalf("before it is cleared it is told\n%s", wait)
 	}
 	r.keeper.clear(t)
-	first := r.ask("GET", path, stable).Body.String()
 	retry := "retry=" + token
+	if other := r.ask("GET", path, stable).Body.String(); strings.Contains(other, "kernel ") {
+		t.Fatalf("who does not come from the script of this boot is told\n%s", other)
+	}
+	r.keeper.clear(t) // that one began another boot
+	first := r.ask("GET", path+"&"+retry, stable).Body.String()
 	if !strings.Contains(first, " "+wipeArg+" ") && !strings.Contains(first, " "+wipeArg+"\n") || !strings.Contains(first, retry) {
 		t.Fatalf("the first script is\n%s", first)
 	}
@@ -263,7 +267,8 @@ func (k *keeper) clear(t *testing.T) {
 	}
 }
 
-// TestWipeIsClaimedOnce: of two requests at once, one is told to wipe.
+// TestWipeIsClaimedOnce: of two requests at once with the script of one boot, both are
+// given the one wipe, which is counted once; who comes from an older boot is not.
 func TestWipeIsClaimedOnce(t *testing.T) {
 	r := newRack(t)
 	r.keeper.change(func(v *inventory.View) {
@@ -277,12 +282,20 @@ func TestWipeIsClaimedOnce(t *testing.T) {
 		if !claimed { // the other one is first
 			claimed = true
 			var err error
-			if r.keeper.view, err = inventory.Apply(r.keeper.view, inventory.Event{Kind: inventory.ScriptServed, MAC: mac1, Plan: inventory.Wipe, Time: time.Now(), Token: "other"}); err != nil {
+			if r.keeper.view, err = inventory.Apply(r.keeper.view, inventory.Event{
+				Kind: inventory.ScriptServed, MAC: mac1, Plan: inventory.Wipe, Time: time.Now(), Token: "other", Boot: r.keeper.view.Facts.Current().Number,
+			}); err != nil {
 				t.Error(err)
 			}
 		}
 	}
-	if script := r.ask("GET", scriptPath+"?arch=x86_64", stable).Body.String(); strings.Contains(script, wipeArg) || strings.Contains(script, "kernel ") || !strings.Contains(script, "sleep") {
-		t.Errorf("the second is told\n%s", script)
+	if script := r.ask("GET", scriptPath+"?arch=x86_64&retry="+token, stable).Body.String(); !strings.Contains(script, wipeArg) {
+		t.Errorf("the second of the same boot is told\n%s", script)
+	}
+	if o := r.keeper.view.Facts.Reimage; o.Attempts != 1 || !o.Claimed() {
+		t.Errorf("the order is %+v", o)
+	}
+	if script := r.ask("GET", scriptPath+"?arch=x86_64&retry=older", stable).Body.String(); strings.Contains(script, wipeArg) {
+		t.Errorf("who comes from another boot is told\n%s", script)
 	}
 }

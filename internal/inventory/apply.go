@@ -52,12 +52,16 @@ func apply(v View, e Event) (after View, tells bool, err error) {
 
 // complete fills in what follows from what is known when the event happens.
 func (e *Event) complete(v View) {
-	switch {
-	case e.Kind == Solicited && e.Plan == "":
+	if e.Kind == Solicited && e.Plan == "" {
 		e.Plan = PlanBoot(v).Action
-	case (e.Kind == ScriptServed || e.Kind == ConfigServed || e.Kind == APIAnswered) && e.Holds.Cluster == "" && v.Cluster != nil:
+	}
+	if e.Kind != ScriptServed && e.Kind != ConfigServed && e.Kind != APIAnswered || v.Cluster == nil {
+		return
+	}
+	if e.Holds.Cluster == "" {
 		e.Holds = Membership{Cluster: v.Cluster.Name, Role: v.Machine.Role, Epoch: v.Cluster.Epoch}
 	}
+	e.stale = e.Holds.Cluster != v.Cluster.Name || e.Holds.Epoch != v.Cluster.Epoch
 }
 
 // applyMachine folds an event into f and says whether it tells something.
@@ -202,11 +206,15 @@ func solicitedByIPXE(f *Facts, e Event) (tells bool) {
 // the addresses, or our record of it was lost in a crash).
 func scriptServed(f *Facts, e Event) (tells bool) {
 	b := f.Current()
-	if b == nil || !b.Config.IsZero() || !b.API.IsZero() || b.Plan == Disk && e.Plan != Disk || !b.Script.IsZero() && b.Plan == Wipe && e.Plan != Wipe {
+	// Who does not come from the script of this boot may have run since.
+	fresh := func() bool { return !b.Script.IsZero() && e.Boot != b.Number }
+	wipes := f.Reimage.Outstanding() && !f.Reimage.Claimed()
+	if b == nil || !b.Config.IsZero() || !b.API.IsZero() || b.Plan == Disk && e.Plan != Disk || !b.Script.IsZero() && b.Plan == Wipe && e.Plan != Wipe || wipes && fresh() {
 		b = begin(f, e)
 	} else {
 		b = f.change(0)
 	}
+	b.Waits = e.Wait
 	served, plan, failed := first(&b.Script, e.Time), set(&b.Plan, e.Plan), set(&b.Error, e.Error)
 	if e.Plan == Wipe && f.DueAtNetboot() {
 		claimWipe(f, e, ViaNetboot)

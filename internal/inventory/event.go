@@ -132,9 +132,13 @@ type Event struct {
 	Graceful bool `json:"graceful,omitempty"`
 	Destroy  bool `json:"destroy,omitempty"`
 	Refused  bool `json:"refused,omitempty"`
+	Wait     bool `json:"wait,omitempty"`
 
 	// Holds is what a config makes of its machine. The Keeper fills it in.
 	Holds Membership `json:"holds,omitzero"`
+	// stale is set for a config of another cluster, or another life of it, than the
+	// machine belongs to by now.
+	stale bool
 	// Asked is when the question left that the API answered; zero: unknown.
 	Asked time.Time `json:"-"`
 

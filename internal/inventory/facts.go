@@ -48,6 +48,8 @@ type Facts struct {
 
 	Install Order   `json:"install"`
 	Reimage Reimage `json:"reimage,omitzero"`
+	// WipeAskedAt is when it was last told to wipe its disk.
+	WipeAskedAt time.Time `json:"wipeAskedAt,omitzero"`
 	// Holds is what the machine's disk makes of it, as far as known: what the config
 	// says that it fetched last, or the inventory when it was first found running.
 	Holds Membership `json:"holds,omitzero"`
@@ -134,6 +136,8 @@ type Boot struct {
 	Plan Action `json:"plan,omitempty"`
 	// Order is the install order this boot serves, 0 for none.
 	Order uint64 `json:"order,omitempty"`
+	// Waits is set while it is in its boot loader and asks again and again.
+	Waits bool `json:"waits,omitempty"`
 	// Error is why it was given no boot script although the plan was to install:
 	// its config could not be made.
 	Error string `json:"error,omitempty"`

@@ -75,7 +75,7 @@ func stallReason(p Phase, b *Boot) string {
 	case PhaseBooting:
 		return "its API answers but it is not ready: see its unmet conditions"
 	case PhaseReimaging:
-		return "its wipe was asked for and it has not netbooted since: is the network in its boot order, and the machine on?"
+		return "its wipe was asked for and it has not netbooted since: is the network in its boot order, and the machine on? If its wipe came to nothing, order it again"
 	case PhaseReady:
 		return "its API does not answer any more"
 	}

@@ -22,6 +22,9 @@ type Reimage struct {
 	AllDisks bool `json:"allDisks,omitempty"`
 	// Graceful leaves etcd and drains the node first, if it is the API that wipes.
 	Graceful bool `json:"graceful,omitempty"`
+	// UUID is what the machine said of itself when this was ordered, empty if it had not: a
+	// NIC that was put into another machine must not have that one wiped.
+	UUID string `json:"uuid,omitempty"`
 	// Destroy lets it take the quorum of its cluster, or its last control plane.
 	Destroy bool `json:"destroy,omitempty"`
 	// ClearedAt is when nothing was left that this machine must not be taken from: it is
@@ -59,6 +62,10 @@ const (
 // left the disk as it was. Then it waits for its operator.
 const MaxWipes = 3
 
+// forgotten is how long after a claim, with no sign of the machine since, an order that
+// is given again is a new one: whoever gives it has looked.
+const forgotten = 20 * time.Minute
+
 // settle is how long after the last sign of a machine's way down an answer of its API
 // counts as that of a system that was not wiped.
 const settle = time.Minute
@@ -70,14 +77,20 @@ func (r *Reimage) Claimed() bool { return !r.ClaimedAt.IsZero() }
 // cleared since that began, so that it cannot have become a member of etcd meanwhile.
 func (f *Facts) DueAtNetboot() bool {
 	r, b := &f.Reimage, f.Current()
-	return r.Outstanding() && !r.Claimed() && r.Attempts < MaxWipes && !r.AllDisks && b != nil && r.ClearedAt.After(b.Started)
+	return r.Outstanding() && !r.Claimed() && r.Attempts < MaxWipes && !r.AllDisks && !f.otherHardware() && b != nil && r.ClearedAt.After(b.Started)
+}
+
+// otherHardware reports whether another machine than the one that was ordered to be
+// reimaged boots from its NIC.
+func (f *Facts) otherHardware() bool {
+	return f.Reimage.UUID != "" && f.UUID != "" && f.Reimage.UUID != f.UUID
 }
 
 // AwaitsClearance reports whether the machine is in its boot loader, where nothing of it
 // runs, and asks whether it is to be wiped.
 func (f *Facts) AwaitsClearance() bool {
 	r, b := &f.Reimage, f.Current()
-	return r.Outstanding() && !r.Claimed() && b != nil && !b.Script.IsZero() && b.Plan == Hold && b.Config.IsZero() && b.API.IsZero() &&
+	return r.Outstanding() && !r.Claimed() && b != nil && b.Waits && b.Config.IsZero() && b.API.IsZero() && !f.otherHardware() &&
 		!r.ClearedAt.After(b.Started) && !r.RefusedAt.After(b.Started)
 }
 
@@ -98,14 +111,19 @@ func (f *Facts) HoldsEtcd(c *Cluster) bool {
 	return h.Cluster == c.Name && h.Role == ControlPlane && h.Epoch == c.Epoch
 }
 
-// PlanRetry is PlanBoot for a machine that asks with the token of a script that it
-// was given and could not start: what that script ordered has not happened.
-func PlanRetry(v View, token string) Plan {
+// PlanScript is PlanBoot for a machine that asks for its script. token is that of the
+// script it was given before and comes from, empty if there is none: who shows it is
+// still in the boot loader of that boot, and what its script ordered has not happened.
+// Nobody else is told to wipe.
+func PlanScript(v View, token string) Plan {
 	r, b := &v.Facts.Reimage, v.Facts.Current()
-	if v.Machine != nil && b != nil && token == b.Token && b.Plan == Wipe && r.Outstanding() && r.Via == ViaNetboot && r.Boot == b.Number && v.Image != nil {
+	same := v.Machine != nil && b != nil && token == b.Token
+	if same && b.Plan == Wipe && r.Outstanding() && r.Via == ViaNetboot && r.Boot == b.Number && v.Image != nil {
 		return Plan{Action: Wipe, Reason: fmt.Sprintf("reimage order %d, again: its script could not start Talos", r.Ordered)}
 	}
-	return PlanBoot(v)
+	p := PlanBoot(v)
+	p.Wait = p.Wait || p.Action == Wipe && !same
+	return p
 }
 
 // planReimage is PlanBoot of a machine with a reimage that is not claimed yet.
@@ -117,6 +135,8 @@ func planReimage(v View) Plan {
 	switch {
 	case r.Attempts >= MaxWipes:
 		return plan(Disk, "%d wipes left the disk as it was: look at the machine's console, and order it again, or cancel it", r.Attempts)
+	case v.Facts.otherHardware():
+		return plan(Disk, "it was ordered for the machine with UUID %s, and this one says %s: cancel it, or give the NIC back", r.UUID, v.Facts.UUID)
 	case r.AllDisks:
 		return plan(Disk, "it is to wipe all disks, which takes the machine's API")
 	case v.Cluster == nil:
@@ -143,8 +163,13 @@ func applyReimage(f *Facts, e Event) (tells bool, err error) {
 	switch e.Kind {
 	case ReimageOrdered:
 		switch {
-		case !r.Outstanding() || !r.Claimed() && r.Attempts >= MaxWipes:
+		case !r.Outstanding() || !r.Claimed() && r.Attempts >= MaxWipes || r.Claimed() && e.Time.Sub(f.lastSign()) > forgotten:
+			left := r.LeftAt
+			if !r.Outstanding() {
+				left = time.Time{} // it has joined another one since
+			}
 			*r = Reimage{
+				UUID: f.UUID, LeftAt: left,
 				Order:    Order{Ordered: r.Ordered + 1, OrderedAt: e.Time, Done: r.Done, DoneAt: r.DoneAt},
 				AllDisks: e.AllDisks, Graceful: e.Graceful, Destroy: e.Destroy, Reason: e.Message,
 			}
@@ -189,7 +214,9 @@ func applyReimage(f *Facts, e Event) (tells bool, err error) {
 		return true, nil
 	case ScriptServed:
 		// The same script again, for who could not start it, or a claim of its own.
-		if again := e.Boot != 0 && e.Boot == r.Boot && r.Outstanding() && r.Via == ViaNetboot; e.Plan == Wipe && !f.DueAtNetboot() && !again {
+		due := f.DueAtNetboot() && e.Boot == f.Current().Number
+		again := e.Boot != 0 && e.Boot == r.Boot && r.Outstanding() && r.Via == ViaNetboot
+		if e.Plan == Wipe && !due && !again {
 			return false, refused("its wipe was asked for already")
 		}
 	case WipeClaimed:
@@ -216,7 +243,7 @@ func claimWipe(f *Facts, e Event, via Via) {
 	r := &f.Reimage
 	r.ClaimedAt, r.Via, r.Reason = e.Time, via, e.Message
 	r.Attempts++
-	r.Install = f.Install
+	r.Install, f.WipeAskedAt = f.Install, e.Time
 	f.Install.Ordered++ // an answer that is late must not use up this one
 	f.Install.OrderedAt = e.Time
 }
@@ -235,7 +262,7 @@ func wiped(f *Facts, b *Boot, e Event) {
 	if b.Plan == Install {
 		b.Order = f.Install.Ordered
 	}
-	if r := &f.Reimage; r.Outstanding() {
+	if r := &f.Reimage; r.Outstanding() && !e.stale {
 		r.Done, r.DoneAt, r.Reason = r.Ordered, e.Time, "its disk was blank when it fetched its config"
 	}
 }
@@ -248,16 +275,21 @@ func notWiped(f *Facts, e Event) bool {
 	if !r.Outstanding() || !r.Claimed() || e.Stage != StageBooting && e.Stage != StageRunning {
 		return false
 	}
-	last := r.ClaimedAt
-	if b := f.Current(); b != nil {
-		last = latest(last, b.lastSign())
-	}
-	if e.Asked.Sub(last) < settle {
+	if e.Asked.Sub(f.lastSign()) < settle {
 		return false
 	}
 	unclaim(f, fmt.Sprintf("try %d did not wipe the disk: it runs what it ran before", r.Attempts))
 	f.Install.Done = f.Install.Ordered // what it runs is installed
 	return true
+}
+
+// lastSign is when the machine was last told to wipe its disk, or heard of on its way
+// up.
+func (f *Facts) lastSign() time.Time {
+	if b := f.Current(); b != nil {
+		return latest(f.Reimage.ClaimedAt, b.lastSign())
+	}
+	return f.Reimage.ClaimedAt
 }
 
 // fetched is when a config was fetched for the newest install order; zero: never.

@@ -68,7 +68,7 @@ func (l *life) netboot(xid uint32) Action {
 	l.must(Event{Kind: Offered, Plan: plan.Action}, Event{Kind: LoaderServed})
 	if plan.Wait {
 		l.refused(Event{Kind: ScriptServed, Plan: Wipe})
-		l.must(Event{Kind: ScriptServed, Plan: Hold})
+		l.must(Event{Kind: ScriptServed, Plan: Hold, Wait: true})
 		if !l.v.Facts.AwaitsClearance() {
 			l.t.Fatalf("it asks, and nobody is to look: %+v", l.v.Facts.Reimage)
 		}
@@ -81,7 +81,16 @@ func (l *life) netboot(xid uint32) Action {
 			return plan.Action
 		}
 	}
-	l.must(Event{Kind: ScriptServed, Plan: plan.Action}, Event{Kind: KernelServed}, Event{Kind: InitramfsServed})
+	b := l.v.Facts.Current()
+	if plan = PlanScript(l.v, b.Token); plan.Action == Wipe {
+		if stranger := PlanScript(l.v, ""); !stranger.Wait {
+			l.t.Fatalf("who does not come from the script of this boot is told %+v", stranger)
+		}
+		l.must(Event{Kind: ScriptServed, Plan: Wipe, Boot: b.Number})
+	} else {
+		l.must(Event{Kind: ScriptServed, Plan: plan.Action})
+	}
+	l.must(Event{Kind: KernelServed}, Event{Kind: InitramfsServed})
 	return plan.Action
 }
 
@@ -215,10 +224,10 @@ func TestScriptThatCouldNotStart(t *testing.T) {
 	l.must(ordered())
 	l.netboot(2)
 	b := l.v.Facts.Current()
-	if plan := PlanRetry(l.v, "guess"); plan.Action != Install {
+	if plan := PlanScript(l.v, "guess"); plan.Action != Install {
 		t.Errorf("with another token the plan is %+v", plan)
 	}
-	if plan := PlanRetry(l.v, b.Token); plan.Action != Wipe {
+	if plan := PlanScript(l.v, b.Token); plan.Action != Wipe {
 		t.Errorf("with its own token the plan is %+v", plan)
 	}
 	l.must(Event{Kind: ScriptServed, Plan: Wipe, Boot: b.Number})
@@ -226,7 +235,7 @@ func TestScriptThatCouldNotStart(t *testing.T) {
 		t.Errorf("it counts %d tries", r.Attempts)
 	}
 	l.install(3)
-	if plan := PlanRetry(l.v, b.Token); plan.Action != Disk {
+	if plan := PlanScript(l.v, b.Token); plan.Action != Disk {
 		t.Errorf("later the token is good for %+v", plan)
 	}
 }
@@ -272,4 +281,37 @@ func TestPowerCutBeforeTheWipe(t *testing.T) {
 	l.must(Event{Kind: WipeClaimed})
 	l.install(4)
 	l.done(1)
+}
+
+// TestAnotherMachineWithItsNIC is not wiped for it.
+func TestAnotherMachineWithItsNIC(t *testing.T) {
+	l := newLife(t)
+	l.v.Facts.UUID = "11111111-0000-0000-0000-000000000000"
+	l.install(1)
+	l.must(ordered())
+	l.must(Event{Kind: Solicited, Client: FirmwarePXE, XID: 2, UUID: "22222222-0000-0000-0000-000000000000"})
+	if plan := PlanBoot(l.v); plan.Action != Disk || !strings.Contains(plan.Reason, "22222222") {
+		t.Errorf("it is to %+v", plan)
+	}
+}
+
+// TestWipeThatNobodyHearsOf: no API and no fetch can prove anything, so whoever orders it
+// again a good while later has looked, and orders another wipe.
+func TestWipeThatNobodyHearsOf(t *testing.T) {
+	l := newLife(t)
+	l.install(1)
+	l.must(ordered())
+	l.netboot(2)
+	l.must(ordered())
+	if r := l.v.Facts.Reimage; r.Ordered != 1 {
+		t.Fatalf("at once, it counts as order %d", r.Ordered)
+	}
+	l.now = l.now.Add(time.Hour)
+	l.must(ordered())
+	if r := l.v.Facts.Reimage; r.Ordered != 2 || r.Claimed() {
+		t.Fatalf("an hour later it stands at %+v", r)
+	}
+	if plan := l.netboot(3); plan != Wipe {
+		t.Errorf("it is to %s", plan)
+	}
 }

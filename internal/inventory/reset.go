@@ -37,6 +37,18 @@ func (k *Keeper) ResetCluster(ctx context.Context, name string, epoch uint64, bu
 		if old, planes, err = k.holders(ctx, name, epoch); err != nil {
 			return c, err
 		}
+		if cl.Imported { // its machines may never have been seen
+			members, err := k.Members(ctx, name, ControlPlane)
+			if err != nil {
+				return c, err
+			}
+			for _, m := range members {
+				f, err := getJSON[Facts](ctx, k.store, Key{BucketFacts, m})
+				if err == nil && f.Holds.Cluster == "" {
+					planes, old = append(planes, m), append(old, m)
+				}
+			}
+		}
 		for _, d := range dead {
 			if !slices.Contains(planes, d) {
 				return c, &FieldError{Field: "dead", Problem: fmt.Sprintf("%s is no control plane of the life of %s that is given up", d, name), Fix: "leave it out", Err: ErrRefused}

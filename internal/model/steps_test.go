@@ -236,14 +236,19 @@ func (w *world) script(b *box, n uint32) {
 	if err != nil || v.Machine == nil {
 		return
 	}
-	plan := inventory.PlanRetry(v, b.line.token)
+	plan := inventory.PlanScript(v, b.line.token)
 	e := inventory.Event{Kind: inventory.ScriptServed, MAC: b.mac, Machine: b.name, Client: inventory.IPXE, Plan: plan.Action, Time: time.Now()}
 	if w.fault == wipeAlways && v.Facts.Reimage.Outstanding() && v.Facts.Reimage.Via == inventory.ViaNetboot {
 		plan.Action, e.Plan, e.Boot = inventory.Wipe, inventory.Wipe, v.Facts.Reimage.Boot
 	}
+	if c := v.Facts.Current(); c != nil && b.line.token == c.Token {
+		e.Boot = c.Number
+	}
 	if plan.Wait {
-		e.Plan = inventory.Hold
-		_, _ = w.k.Record(w.ctx, e)
+		e.Plan, e.Wait = inventory.Hold, true
+		if after, err := w.k.Record(w.ctx, e); err == nil && n%8 != 0 && after.Facts.Current() != nil {
+			b.line.token = after.Facts.Current().Token
+		}
 		return
 	}
 	if !plan.Action.Netboots() {
@@ -252,9 +257,6 @@ func (w *world) script(b *box, n uint32) {
 			w.fromDisk(b)
 		}
 		return
-	}
-	if c := v.Facts.Current(); plan.Action == inventory.Wipe && c != nil && b.line.token == c.Token {
-		e.Boot = c.Number
 	}
 	after, err := w.k.Record(w.ctx, e)
 	if err != nil || after.Facts.Current() == nil {

@@ -211,6 +211,8 @@ func every(v inventory.View) time.Duration {
 		return 0
 	case b.Plan == inventory.Disk || !b.Script.IsZero() || !b.Config.IsZero():
 		return soon
+	case !v.Facts.ConfigAt.IsZero() || !v.Facts.APIAt.IsZero() || v.Facts.Reimage.Claimed():
+		return seldom // it may have gone no further, and come up from its disk
 	}
 	return 0
 }

@@ -171,12 +171,12 @@ func (a *Actor) advance(ctx context.Context, name string) error {
 	if !ok {
 		return a.refuse(ctx, v, why)
 	}
-	life, err := a.answers(ctx, v)
+	life, st, err := a.answers(ctx, v)
 	switch {
 	case err != nil:
 		return err
 	case life != nil:
-		if !r.Graceful || r.Destroy { // else Talos' own way out of etcd is taken
+		if !r.Graceful || r.Destroy || !st.Etcd { // else Talos' own way out of etcd is taken
 			if err := a.release(ctx, v, &s); err != nil {
 				return a.wait(ctx, v, err.Error())
 			}
@@ -248,20 +248,20 @@ func (a *Actor) underway(ctx context.Context, v inventory.View) (string, error) 
 
 // answers finds the keys that a machine's API takes; nil if it does not answer, is
 // installing, or goes down already.
-func (a *Actor) answers(ctx context.Context, v inventory.View) (*inventory.Keys, error) {
+func (a *Actor) answers(ctx context.Context, v inventory.View) (*inventory.Keys, Status, error) {
 	keys, err := a.inv.Keys(ctx, v)
 	if err != nil {
-		return nil, err
+		return nil, Status{}, err
 	}
 	for _, life := range keys {
 		asked, cancel := context.WithTimeout(ctx, asking)
 		st, err := a.talos.Status(asked, life.Cluster, life.Secrets, v.Machine.Address)
 		cancel()
 		if err == nil && (st.Stage == inventory.StageBooting || st.Stage == inventory.StageRunning) {
-			return &life, nil
+			return &life, st, nil
 		}
 	}
-	return nil, nil
+	return nil, Status{}, nil
 }
 
 // reset claims the wipe, asks for it once, and records the answer. A crash after the
