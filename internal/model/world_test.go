@@ -152,16 +152,7 @@ func (s *crashing) Commit(ctx context.Context, c inventory.Commit) (uint64, uint
 	if s.left > 0 {
 		s.left--
 	}
-	switch fault {
-	case storetest.LostNotPersisted:
-		return 0, 0, fmt.Errorf("lost: %w", inventory.ErrAmbiguous)
-	case storetest.LostButPersisted:
-		if _, _, err := s.Memory.Commit(ctx, c); err != nil {
-			return 0, 0, err
-		}
-		return 0, 0, fmt.Errorf("lost: %w", inventory.ErrAmbiguous)
-	}
-	return s.Memory.Commit(ctx, c)
+	return fault.Commit(ctx, s.Memory, c)
 }
 
 const cluster = "prod"

@@ -46,16 +46,21 @@ func (f *Faulty) Commit(ctx context.Context, c inventory.Commit) (uint64, uint64
 		fault = f.next()
 	}
 	f.mu.Unlock()
-	switch fault {
+	return fault.Commit(ctx, f.Store, c)
+}
+
+// Commit commits, and has that go wrong.
+func (f Fault) Commit(ctx context.Context, s inventory.Store, c inventory.Commit) (rev, logID uint64, err error) {
+	switch f {
 	case Full:
 		return 0, 0, fmt.Errorf("injected: %w", inventory.ErrFull)
 	case LostNotPersisted:
 		return 0, 0, fmt.Errorf("injected: %w", inventory.ErrAmbiguous)
 	case LostButPersisted:
-		if _, _, err := f.Store.Commit(ctx, c); err != nil {
+		if _, _, err := s.Commit(ctx, c); err != nil {
 			return 0, 0, err
 		}
 		return 0, 0, fmt.Errorf("injected: %w", inventory.ErrAmbiguous)
 	}
-	return f.Store.Commit(ctx, c)
+	return s.Commit(ctx, c)
 }

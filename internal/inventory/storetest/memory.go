@@ -70,7 +70,10 @@ func (s *Memory) List(_ context.Context, b inventory.Bucket, after string, limit
 }
 
 // Commit implements inventory.Store.
-func (s *Memory) Commit(_ context.Context, c inventory.Commit) (rev, logID uint64, err error) {
+func (s *Memory) Commit(ctx context.Context, c inventory.Commit) (rev, logID uint64, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, 0, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, check := range c.Checks {

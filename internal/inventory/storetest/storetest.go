@@ -3,6 +3,7 @@ package storetest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -21,11 +22,24 @@ func Run(t *testing.T, open Open) {
 	t.Run("CompareAndSwap", func(t *testing.T) { compareAndSwap(t, open(t, t.TempDir())) })
 	t.Run("AllOrNothing", func(t *testing.T) { allOrNothing(t, open(t, t.TempDir())) })
 	t.Run("List", func(t *testing.T) { list(t, open(t, t.TempDir())) })
+	t.Run("Cancelled", func(t *testing.T) { cancelled(t, open(t, t.TempDir())) })
 	t.Run("Log", func(t *testing.T) { log(t, open(t, t.TempDir())) })
 	t.Run("Contention", func(t *testing.T) { contention(t, open(t, t.TempDir())) })
 	t.Run("ValuesAreCopies", func(t *testing.T) { copies(t, open(t, t.TempDir())) })
 	t.Run("Reopen", func(t *testing.T) { reopen(t, open) })
 	t.Run("Backup", func(t *testing.T) { backup(t, open(t, t.TempDir())) })
+}
+
+// cancelled: nothing is begun for who does not wait for it.
+func cancelled(t *testing.T, s inventory.Store) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := s.Commit(ctx, inventory.Commit{Writes: []inventory.Write{put("a", "1")}}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Commit: %v", err)
+	}
+	if _, err := s.Get(t.Context(), key("a")); !errors.Is(err, inventory.ErrNotFound) {
+		t.Errorf("Get: %v", err)
+	}
 }
 
 func key(id string) inventory.Key {
