@@ -55,7 +55,7 @@ func (r running) ApplyConfig(ctx context.Context, v inventory.View, mode invento
 
 // apply makes the call, and records what the machine has then, whatever becomes of ctx.
 func (r running) apply(ctx context.Context, v inventory.View, wanted *talos.Config, keys *inventory.Keys, mode inventory.ConfigMode, dryRun bool) (string, talos.Outcome, error) {
-	said, outcome, err := r.client.ApplyConfig(ctx, keys.Cluster, keys.Secrets, v.Machine.Address, wanted.Bytes(), talos.ApplyOptions{Mode: talos.ApplyMode(mode), DryRun: dryRun})
+	said, outcome, err := r.client.ApplyConfig(ctx, keys.Cluster, keys.Secrets, v.Machine.Address, wanted.Bytes(), talos.ApplyOptions{Mode: mode, DryRun: dryRun})
 	if outcome != talos.Accepted || dryRun {
 		return said, outcome, err
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"time"
 
 	cosiv1alpha1 "github.com/cosi-project/runtime/api/v1alpha1"
 	"github.com/cosi-project/runtime/pkg/safe"
@@ -16,6 +15,7 @@ import (
 	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
 	"github.com/siderolabs/talos/pkg/machinery/config/configloader"
 	"github.com/siderolabs/talos/pkg/machinery/config/encoder"
+	"github.com/siderolabs/talos/pkg/machinery/constants"
 	"github.com/siderolabs/talos/pkg/machinery/resources/config"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -24,9 +24,6 @@ import (
 
 	"github.com/provisiond/provisiond/internal/inventory"
 )
-
-// tryFor is how long a config is tried by default (constants.ConfigTryTimeout).
-const tryFor = time.Minute
 
 // RunningConfig reads the config that a machine runs, as it was given, with all its
 // secrets: not one that is staged for its next boot. An error wraps ErrNotReached when
@@ -78,29 +75,18 @@ func plain(text []byte) ([]byte, error) {
 	return p.EncodeBytes(encoder.WithComments(encoder.CommentsDisabled))
 }
 
-// ApplyMode is when and for how long a config takes effect.
-type ApplyMode string
-
-// The modes of Talos, but for one that reboots always.
-const (
-	ApplyAuto     ApplyMode = "auto"      // at once, with a reboot where that takes one
-	ApplyNoReboot ApplyMode = "no-reboot" // at once, or not at all
-	ApplyStaged   ApplyMode = "staged"    // with the next boot
-	ApplyTry      ApplyMode = "try"       // at once, and taken back after ApplyOptions.TryFor
-)
-
-var applyModes = map[ApplyMode]machineapi.ApplyConfigurationRequest_Mode{
-	ApplyAuto:     machineapi.ApplyConfigurationRequest_AUTO,
-	ApplyNoReboot: machineapi.ApplyConfigurationRequest_NO_REBOOT,
-	ApplyStaged:   machineapi.ApplyConfigurationRequest_STAGED,
-	ApplyTry:      machineapi.ApplyConfigurationRequest_TRY,
+// applyModes are those of Talos, but for one that reboots always.
+var applyModes = map[inventory.ConfigMode]machineapi.ApplyConfigurationRequest_Mode{
+	inventory.ConfigAuto:     machineapi.ApplyConfigurationRequest_AUTO,
+	inventory.ConfigNoReboot: machineapi.ApplyConfigurationRequest_NO_REBOOT,
+	inventory.ConfigStaged:   machineapi.ApplyConfigurationRequest_STAGED,
+	inventory.ConfigTry:      machineapi.ApplyConfigurationRequest_TRY,
 }
 
 // ApplyOptions say how a config is applied.
 type ApplyOptions struct {
-	Mode   ApplyMode     // empty: ApplyAuto
-	DryRun bool          // say what would happen, and change nothing
-	TryFor time.Duration // of ApplyTry; zero: one minute
+	Mode   inventory.ConfigMode // empty: auto
+	DryRun bool                 // say what would happen, and change nothing
 }
 
 // ApplyConfig gives a running machine a whole config in place of the one it has.
@@ -111,18 +97,15 @@ type ApplyOptions struct {
 // (internal/app/machined/internal/server/v1alpha1/v1alpha1_server.go).
 func (c *Client) ApplyConfig(ctx context.Context, cluster *inventory.Cluster, secrets *inventory.Secrets, addr netip.Addr, text []byte, o ApplyOptions) (details string, outcome Outcome, err error) {
 	if o.Mode == "" {
-		o.Mode = ApplyAuto
-	}
-	if o.TryFor <= 0 {
-		o.TryFor = tryFor
+		o.Mode = inventory.ConfigAuto
 	}
 	mode, ok := applyModes[o.Mode]
 	if !ok {
 		return "", Refused, fmt.Errorf("%q is no mode to apply a config in", o.Mode)
 	}
 	req := &machineapi.ApplyConfigurationRequest{Data: text, Mode: mode, DryRun: o.DryRun}
-	if o.Mode == ApplyTry {
-		req.TryModeTimeout = durationpb.New(o.TryFor)
+	if o.Mode == inventory.ConfigTry {
+		req.TryModeTimeout = durationpb.New(constants.ConfigTryTimeout)
 	}
 	err = c.with(ctx, secrets, addr, func(conn *grpc.ClientConn) error {
 		ctx, cancel := context.WithTimeout(ctx, 2*c.timeout) // it looks at disks and writes to one
@@ -146,14 +129,7 @@ func applyOutcome(err error) Outcome {
 	if code := status.Code(err); code == codes.InvalidArgument || code == codes.Unknown && strings.Contains(err.Error(), "can't be applied in immediate mode") {
 		return Refused
 	}
-	switch outcome := outcomeOf(err); outcome { // what Bootstrap's answers mean here
-	case AlreadyBootstrapped:
-		return Unknown
-	case WrongMachine:
-		return Denied
-	default:
-		return outcome
-	}
+	return outcomeOf(err)
 }
 
 // withoutDiff cuts off the difference of two configs that Talos adds to its words.

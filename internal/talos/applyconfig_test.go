@@ -83,11 +83,10 @@ func TestApplyRequest(t *testing.T) {
 		try  time.Duration
 	}{
 		{ApplyOptions{}, machineapi.ApplyConfigurationRequest_AUTO, 0},
-		{ApplyOptions{Mode: ApplyAuto, DryRun: true}, machineapi.ApplyConfigurationRequest_AUTO, 0},
-		{ApplyOptions{Mode: ApplyNoReboot}, machineapi.ApplyConfigurationRequest_NO_REBOOT, 0},
-		{ApplyOptions{Mode: ApplyStaged}, machineapi.ApplyConfigurationRequest_STAGED, 0},
-		{ApplyOptions{Mode: ApplyTry}, machineapi.ApplyConfigurationRequest_TRY, time.Minute},
-		{ApplyOptions{Mode: ApplyTry, TryFor: time.Hour}, machineapi.ApplyConfigurationRequest_TRY, time.Hour},
+		{ApplyOptions{Mode: inventory.ConfigAuto, DryRun: true}, machineapi.ApplyConfigurationRequest_AUTO, 0},
+		{ApplyOptions{Mode: inventory.ConfigNoReboot}, machineapi.ApplyConfigurationRequest_NO_REBOOT, 0},
+		{ApplyOptions{Mode: inventory.ConfigStaged}, machineapi.ApplyConfigurationRequest_STAGED, 0},
+		{ApplyOptions{Mode: inventory.ConfigTry}, machineapi.ApplyConfigurationRequest_TRY, time.Minute},
 	} {
 		var got *machineapi.ApplyConfigurationRequest
 		f := &fakeMachine{apply: func(_ context.Context, r *machineapi.ApplyConfigurationRequest) (*machineapi.ApplyConfiguration, error) {

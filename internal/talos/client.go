@@ -211,6 +211,12 @@ func (c *Client) Bootstrap(ctx context.Context, cluster *inventory.Cluster, secr
 		return err
 	})
 	outcome := outcomeOf(err)
+	switch status.Code(err) {
+	case codes.AlreadyExists:
+		outcome = AlreadyBootstrapped
+	case codes.Unimplemented:
+		outcome = WrongMachine
+	}
 	if err != nil {
 		err = fmt.Errorf("bootstrapping cluster %s on %s: %w", cluster.Name, addr, err)
 	}
@@ -227,13 +233,9 @@ func outcomeOf(err error) Outcome {
 		return NotYet
 	}
 	switch status.Code(err) {
-	case codes.AlreadyExists:
-		return AlreadyBootstrapped
 	case codes.FailedPrecondition:
 		return NotYet
-	case codes.Unimplemented:
-		return WrongMachine
-	case codes.PermissionDenied, codes.Unauthenticated:
+	case codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
 		return Denied
 	}
 	return Unknown

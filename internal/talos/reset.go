@@ -42,12 +42,6 @@ func (c *Client) Reset(ctx context.Context, cluster *inventory.Cluster, secrets 
 		return err
 	})
 	outcome := outcomeOf(err)
-	switch outcome { // what Bootstrap's answers mean here
-	case AlreadyBootstrapped:
-		outcome = Unknown
-	case WrongMachine:
-		outcome = Denied
-	}
 	if err != nil {
 		err = fmt.Errorf("resetting %s of cluster %s: %w", addr, cluster.Name, err)
 	}

@@ -32,12 +32,6 @@ func (c *Client) Upgrade(ctx context.Context, cluster *inventory.Cluster, secret
 		return err
 	})
 	outcome := outcomeOf(err)
-	switch outcome { // what Bootstrap's answers mean here
-	case AlreadyBootstrapped:
-		outcome = Unknown
-	case WrongMachine:
-		outcome = Denied
-	}
 	if err != nil {
 		err = fmt.Errorf("upgrading %s of cluster %s to %s: %w", addr, cluster.Name, image, err)
 	}
