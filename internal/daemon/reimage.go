@@ -24,7 +24,7 @@ func (r resets) Members(ctx context.Context, cl *inventory.Cluster, s *inventory
 	list, err := r.client.EtcdMembers(ctx, cl, s, addr)
 	members := make([]reimage.Member, 0, len(list))
 	for _, m := range list {
-		members = append(members, reimage.Member{ID: m.ID, Name: m.Hostname, Addresses: m.Addresses})
+		members = append(members, reimage.Member{ID: m.ID, Name: m.Hostname, Addresses: m.Addresses, Learner: m.Learner})
 	}
 	return members, err
 }

@@ -276,19 +276,21 @@ func (a *Actor) reset(ctx context.Context, v inventory.View, life *inventory.Key
 	// The bootstrap may have been claimed by it meanwhile: whoever claims second sees the
 	// other's claim.
 	s, err := a.guard.Look(ctx, v)
-	if err != nil {
-		why = err.Error()
-	} else if ok, word := s.MayGo(r.Destroy); !ok {
-		why, err = word, inventory.ErrRefused
+	ok, word := false, ""
+	if err == nil {
+		ok, word = s.MayGo(r.Destroy)
+	}
+	if ok && !r.Destroy { // the same of the claim of a rollout
+		var other string
+		if other, err = a.underway(ctx, v); other != "" {
+			ok, word = false, "waits for "+other
+		}
 	}
 	if err != nil {
-		_, err := a.inv.Record(context.WithoutCancel(ctx), inventory.Event{Kind: inventory.WipeDeclined, Machine: name, Message: why})
-		return err
+		ok, word = false, err.Error()
 	}
-	if other, err := a.underway(ctx, v); err != nil {
-		return err
-	} else if other != "" && !r.Destroy { // the same of the claim of a rollout
-		_, err := a.inv.Record(ctx, inventory.Event{Kind: inventory.WipeDeclined, Machine: name, Message: "waits for " + other})
+	if !ok { // nothing was asked, so no claim may be left
+		_, err := a.inv.Record(context.WithoutCancel(ctx), inventory.Event{Kind: inventory.WipeDeclined, Machine: name, Message: word})
 		return err
 	}
 	calling, cancel := context.WithTimeout(ctx, resetting)

@@ -19,14 +19,19 @@ import (
 type healthy struct {
 	members []Member
 	resets  int
+	// look is called when a machine says who the members of etcd are.
+	look func()
 }
 
 func (h *healthy) Status(context.Context, *inventory.Cluster, *inventory.Secrets, netip.Addr) (Status, error) {
 	return Status{Stage: inventory.StageRunning, Etcd: true}, nil
 }
 
-func (h *healthy) Members(context.Context, *inventory.Cluster, *inventory.Secrets, netip.Addr) ([]Member, error) {
-	return h.members, nil
+func (h *healthy) Members(ctx context.Context, _ *inventory.Cluster, _ *inventory.Secrets, _ netip.Addr) ([]Member, error) {
+	if h.look != nil {
+		h.look()
+	}
+	return h.members, ctx.Err()
 }
 
 func (h *healthy) RemoveMember(context.Context, *inventory.Cluster, *inventory.Secrets, netip.Addr, uint64) error {
@@ -38,68 +43,109 @@ func (h *healthy) Reset(context.Context, *inventory.Cluster, *inventory.Secrets,
 	return Accepted, nil
 }
 
-// While it is another control plane's turn in a rollout, which may reboot it at any
-// moment, none is wiped; and then it is.
-func TestReimageWaitsForARollout(t *testing.T) {
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+// newRack is three control planes whose cluster is up.
+func newRack(t *testing.T) (*inventory.Keeper, *healthy) {
+	t.Helper()
 	ctx := t.Context()
-	k, err := inventory.NewKeeper(ctx, storetest.NewMemory(), inventory.KeeperConfig{Subnets: []inventory.Subnet{{
-		Name: "rack", Prefix: netip.MustParsePrefix("2001:db8::/64"),
-		Machines:  inventory.Range{First: netip.MustParseAddr("2001:db8::100"), Last: netip.MustParseAddr("2001:db8::1ff")},
-		Preferred: time.Hour, Valid: time.Hour,
-	}}})
-	must(err)
-	_, err = k.CreateCluster(ctx, &inventory.Cluster{
-		Name: "prod", Endpoint: "https://[2001:db8::1]:6443", TalosVersion: "v1.13.6", KubernetesVersion: "1.36.2",
-		PodSubnets:     []netip.Prefix{netip.MustParsePrefix("fc00:db8:10::/56")},
-		ServiceSubnets: []netip.Prefix{netip.MustParsePrefix("fc00:db8:20::/112")},
-	}, []byte("bundle"))
-	must(err)
-	record := func(e inventory.Event) {
-		t.Helper()
-		_, err := k.Record(ctx, e)
-		must(err)
-	}
+	k, err := storetest.Prod(ctx)
+	must(t, err)
 	rack := &healthy{}
 	for i := range 3 {
 		name := fmt.Sprintf("cp-%d", i+1)
 		m, err := k.PutMachine(ctx, &inventory.Machine{Name: name, MACs: []inventory.MAC{inventory.MAC(fmt.Sprintf("52:54:00:00:00:%02x", i))}, Cluster: "prod", Role: inventory.ControlPlane}, 0)
-		must(err)
+		must(t, err)
 		rack.members = append(rack.members, Member{ID: uint64(i + 1), Name: name, Addresses: []netip.Addr{m.Address}})
-		record(inventory.Event{Kind: inventory.Solicited, Machine: name, Client: inventory.FirmwarePXE, XID: 1})
-		record(inventory.Event{Kind: inventory.ScriptServed, Machine: name, Plan: inventory.Install})
-		record(inventory.Event{Kind: inventory.ConfigServed, Machine: name, Hash: "old"})
-		record(inventory.Event{Kind: inventory.APIAnswered, Machine: name, Stage: inventory.StageRunning, Ready: true, Asked: time.Now()})
+		for _, e := range []inventory.Event{
+			{Kind: inventory.Solicited, Machine: name, Client: inventory.FirmwarePXE, XID: 1},
+			{Kind: inventory.ScriptServed, Machine: name, Plan: inventory.Install},
+			{Kind: inventory.ConfigServed, Machine: name, Hash: "old"},
+			{Kind: inventory.APIAnswered, Machine: name, Stage: inventory.StageRunning, Ready: true, Asked: time.Now()},
+		} {
+			record(t, k, e)
+		}
 	}
 	for _, kind := range []inventory.Kind{inventory.BootstrapClaimed, inventory.BootstrapDone} {
-		record(inventory.Event{Kind: kind, Cluster: "prod", Machine: "cp-1"})
+		record(t, k, inventory.Event{Kind: kind, Cluster: "prod", Machine: "cp-1"})
 	}
+	return k, rack
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func record(t *testing.T, k *inventory.Keeper, e inventory.Event) {
+	t.Helper()
+	_, err := k.Record(t.Context(), e)
+	must(t, err)
+}
+
+func order(t *testing.T, k *inventory.Keeper, name string) *inventory.Reimage {
+	t.Helper()
+	v, err := k.Machine(t.Context(), name)
+	must(t, err)
+	return &v.Facts.Reimage
+}
+
+// While it is another control plane's turn in a rollout, which may reboot it at any
+// moment, none is wiped; and then it is.
+func TestReimageWaitsForARollout(t *testing.T) {
+	k, rack := newRack(t)
+	ctx := t.Context()
 	r, err := k.StartRollout(ctx, "prod", inventory.ConfigAuto, false)
-	must(err)
+	must(t, err)
 	turn := func(kind inventory.Kind) {
 		t.Helper()
 		_, err := k.RecordRollout(ctx, r.Number, inventory.Event{Kind: kind, Cluster: "prod", Machine: "cp-1", Hash: "new"})
-		must(err)
+		must(t, err)
 	}
 	turn(inventory.RolloutMachineClaimed)
-	record(inventory.Event{Kind: inventory.ReimageOrdered, Machine: "cp-2", Graceful: true})
+	record(t, k, inventory.Event{Kind: inventory.ReimageOrdered, Machine: "cp-2", Graceful: true})
 
 	a := New(k, rack, zerolog.Nop())
-	must(a.Round(ctx, map[string]bool{"cp-2": true}))
-	v, err := k.Machine(ctx, "cp-2")
-	must(err)
-	if rack.resets != 0 || !strings.Contains(v.Facts.Reimage.Reason, "cp-1, another control plane of its cluster whose turn it is in a rollout") {
-		t.Fatalf("%d resets: %s", rack.resets, v.Facts.Reimage.Reason)
+	must(t, a.Round(ctx, map[string]bool{"cp-2": true}))
+	if o := order(t, k, "cp-2"); rack.resets != 0 || !strings.Contains(o.Reason, "cp-1, another control plane of its cluster whose turn it is in a rollout") {
+		t.Fatalf("%d resets: %s", rack.resets, o.Reason)
 	}
 	turn(inventory.RolloutMachineDone)
-	must(a.Round(ctx, map[string]bool{"cp-2": true}))
-	if rack.resets != 1 {
-		v, err := k.Machine(ctx, "cp-2")
-		t.Errorf("%d resets: %s, %v", rack.resets, v.Facts.Reimage.Reason, err)
+	must(t, a.Round(ctx, map[string]bool{"cp-2": true}))
+	if o := order(t, k, "cp-2"); rack.resets != 1 {
+		t.Errorf("%d resets: %s", rack.resets, o.Reason)
+	}
+}
+
+// provisiond is stopped while it looks once more, after the claim: nothing was asked, so
+// the claim is taken back.
+func TestStoppedAfterTheClaim(t *testing.T) {
+	k, rack := newRack(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	rack.look = func() {
+		if order(t, k, "cp-2").Claimed() {
+			cancel()
+		}
+	}
+	record(t, k, inventory.Event{Kind: inventory.ReimageOrdered, Machine: "cp-2", Graceful: true})
+	if err := New(k, rack, zerolog.Nop()).Round(ctx, map[string]bool{"cp-2": true}); err != nil && ctx.Err() == nil {
+		t.Fatal(err)
+	}
+	if o := order(t, k, "cp-2"); ctx.Err() == nil || rack.resets != 0 || o.Claimed() || !o.Outstanding() {
+		t.Errorf("%d resets, the order is %+v", rack.resets, o)
+	}
+}
+
+// A learner of etcd has no vote: it makes no quorum, and none is needed of it.
+func TestLearnersHaveNoVote(t *testing.T) {
+	k, rack := newRack(t)
+	rack.members[2].Learner = true
+	v, err := k.Machine(t.Context(), "cp-1")
+	must(t, err)
+	s, err := NewGuard(k, rack).Look(t.Context(), v)
+	must(t, err)
+	if ok, says := s.MayRest(); ok || !strings.Contains(says, "1 of 2 members") {
+		t.Errorf("%v, %s", ok, says)
 	}
 }

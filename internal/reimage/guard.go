@@ -39,6 +39,7 @@ type Member struct {
 	ID        uint64
 	Name      string // host name
 	Addresses []netip.Addr
+	Learner   bool // it follows, and has no vote yet
 }
 
 // Talos is the API of a machine, over mTLS with the CA of a cluster. All methods
@@ -78,8 +79,8 @@ type Standing struct {
 	// Seen is set when a control plane told who the members are.
 	Seen    bool
 	Member  *Member // the machine as a member; nil: it is none
-	Members int     // all of them
-	Others  int     // members but this one whose etcd runs
+	Members int     // those with a vote, and this one
+	Others  int     // those with a vote, but this one, whose etcd runs
 	Down    []string
 
 	secrets *inventory.Secrets
@@ -155,14 +156,18 @@ func (g *Guard) members(ctx context.Context, s *Standing, addrs []netip.Addr) (f
 
 // count finds the machine among the members, and which of the others run.
 func (g *Guard) count(ctx context.Context, s *Standing, m *inventory.Machine, members []Member) {
-	s.Members = len(members)
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, member := range members {
 		if member.Name == m.Name || slices.Contains(member.Addresses, m.Address) {
 			s.Member = &member
+			s.Members++
 			continue
 		}
+		if member.Learner {
+			continue // has no vote, so it neither counts nor helps
+		}
+		s.Members++
 		wg.Go(func() {
 			for _, a := range member.Addresses {
 				st, err := g.talos.Status(ctx, s.Cluster, s.secrets, a)

@@ -258,16 +258,18 @@ func (a *Actor) ask(ctx context.Context, r *inventory.Rollout, s step, p Probe) 
 	if _, err := a.record(ctx, r, claim); err != nil {
 		return err
 	}
-	v, err := a.inv.Machine(ctx, s.machine)
-	if err != nil {
-		return err
-	}
 	// Another control plane may have been claimed for a wipe meanwhile: whoever claims
 	// second sees the other's claim.
-	if ok, why, err := a.may(ctx, r, v); err != nil {
-		return err
-	} else if !ok {
-		_, err := a.record(ctx, r, inventory.Event{Kind: inventory.RolloutMachineAgain, Machine: s.machine, Message: why})
+	ok, why := false, ""
+	v, err := a.inv.Machine(ctx, s.machine)
+	if err == nil {
+		ok, why, err = a.may(ctx, r, v)
+	}
+	if err != nil {
+		ok, why = false, err.Error()
+	}
+	if !ok { // nothing was asked, so no claim may be left
+		_, err := a.record(context.WithoutCancel(ctx), r, inventory.Event{Kind: inventory.RolloutMachineAgain, Machine: s.machine, Message: why})
 		return err
 	}
 	call, cancel := context.WithTimeout(ctx, calling)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -25,6 +24,8 @@ type fakeRack struct {
 	// before is called when a machine is asked, and says how that ends.
 	before func(name string) (Outcome, error)
 	rest   error
+	// look is called when it is asked whether the others go on.
+	look func()
 }
 
 func (f *fakeRack) Look(_ context.Context, v inventory.View) (Probe, error) {
@@ -51,7 +52,13 @@ func (f *fakeRack) Upgrade(context.Context, inventory.View, string) (string, Out
 	return "", Refused, errors.New("nobody asked for an upgrade")
 }
 
-func (f *fakeRack) MayRest(context.Context, inventory.View) (bool, string, error) {
+func (f *fakeRack) MayRest(ctx context.Context, _ inventory.View) (bool, string, error) {
+	if f.look != nil {
+		f.look()
+	}
+	if ctx.Err() != nil {
+		return false, "", ctx.Err()
+	}
 	if f.rest != nil {
 		return false, f.rest.Error(), nil
 	}
@@ -68,17 +75,7 @@ func newRack(t *testing.T) (*fakeRack, *Actor) {
 		}
 	}
 	ctx := t.Context()
-	k, err := inventory.NewKeeper(ctx, storetest.NewMemory(), inventory.KeeperConfig{Subnets: []inventory.Subnet{{
-		Name: "rack", Prefix: netip.MustParsePrefix("2001:db8::/64"),
-		Machines:  inventory.Range{First: netip.MustParseAddr("2001:db8::100"), Last: netip.MustParseAddr("2001:db8::1ff")},
-		Preferred: time.Hour, Valid: time.Hour,
-	}}})
-	must(err)
-	_, err = k.CreateCluster(ctx, &inventory.Cluster{
-		Name: "prod", Endpoint: "https://[2001:db8::1]:6443", TalosVersion: "v1.13.6", KubernetesVersion: "1.36.2",
-		PodSubnets:     []netip.Prefix{netip.MustParsePrefix("fc00:db8:10::/56")},
-		ServiceSubnets: []netip.Prefix{netip.MustParsePrefix("fc00:db8:20::/112")},
-	}, []byte("bundle"))
+	k, err := storetest.Prod(ctx)
 	must(err)
 	f := &fakeRack{k: k, hashes: map[string]string{}}
 	for i, name := range []string{"cp-1", "cp-2", "w-1"} {
@@ -117,8 +114,13 @@ func settleDown(t *testing.T, f *fakeRack, a *Actor) *inventory.Rollout {
 	defer stop()
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()
+	late := time.After(24 * time.Hour)
 	for f.state(t).Going() {
-		<-wake
+		select {
+		case <-wake:
+		case <-late:
+			t.Fatalf("it goes on and on: %+v", f.state(t))
+		}
 	}
 	cancel()
 	if err := <-ended; err != nil {
@@ -204,6 +206,27 @@ func TestActorKeepsQuorum(t *testing.T) {
 		f.rest = errors.New("etcd would be lost")
 		if r := settleDown(t, f, a); r.Complete || len(f.asked) != 0 || !strings.Contains(r.Reason, "etcd would be lost") {
 			t.Errorf("asked %v, ended %+v", f.asked, r)
+		}
+	})
+}
+
+// provisiond is stopped while it looks once more, after the claim: nothing was asked, so
+// the claim is taken back.
+func TestActorStoppedAfterTheClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, a := newRack(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		f.look = func() {
+			if f.state(t).Claimed() != nil {
+				cancel()
+			}
+		}
+		if err := a.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if m := f.state(t).Claimed(); m != nil || len(f.asked) != 0 {
+			t.Errorf("asked %v, claimed %+v", f.asked, m)
 		}
 	})
 }
