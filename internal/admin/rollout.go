@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 
@@ -17,24 +18,21 @@ func (s *Server) rolloutRoutes(doc huma.API) {
 	tags := []string{"lifecycle"}
 	register(s, doc, huma.Operation{OperationID: "start-rollout", Method: http.MethodPost, Path: "/clusters/{cluster}/rollout", Tags: tags,
 		Summary: "Give all machines of a cluster the configs that they should have", DefaultStatus: http.StatusAccepted,
-		Description: "One machine after the other, control planes first, each only while etcd of the others has quorum and the control planes before it are ready again. " +
-			"With upgrade, a machine that runs another Talos than it would netboot installs that first. It ends by itself at the first failure. The answer is 409 while another goes on."},
+		Description: "One machine after the other, control planes first, each only while etcd of the others has quorum (the only control plane of a cluster is taken all the same, and mode staged without upgrade does not ask) and the control planes before it are ready again. " +
+			"With upgrade, a machine that runs another Talos than it would netboot installs that first. It ends by itself at the first failure. The answer is 409 while another goes on, or while the cluster is not bootstrapped."},
 		s.startRollout, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "get-rollout", Method: http.MethodGet, Path: "/clusters/{cluster}/rollout", Tags: tags,
 		Summary: "Show the newest rollout over a cluster"}, s.getRollout, http.StatusNotFound)
 	register(s, doc, huma.Operation{OperationID: "stop-rollout", Method: http.MethodDelete, Path: "/clusters/{cluster}/rollout", Tags: tags,
 		Summary: "Stop the rollout over a cluster", Description: "No further machine is asked; what one was asked already is not taken back. One that has ended stays as it is."},
-		s.stopRollout, http.StatusNotFound)
+		s.stopRollout, http.StatusNotFound, http.StatusInsufficientStorage)
 }
 
 func (s *Server) startRollout(ctx context.Context, in *struct {
 	ClusterPath
 	Body api.RolloutOrder
 }) (*rolloutAnswer, error) {
-	mode := inventory.ConfigAuto
-	if in.Body.Mode != "" {
-		mode = inventory.ConfigMode(in.Body.Mode)
-	}
+	mode := cmp.Or(inventory.ConfigMode(in.Body.Mode), inventory.ConfigAuto)
 	return rolloutOf(s.inv.StartRollout(ctx, in.Name, mode, in.Body.Upgrade))
 }
 
@@ -55,7 +53,7 @@ func rolloutOf(r *inventory.Rollout, err error) (*rolloutAnswer, error) {
 		Started: r.Started, Stopped: r.Stopped, Machines: make([]api.RolloutMachine, 0, len(r.Machines)),
 	}}
 	switch {
-	case r.Complete:
+	case r.Complete():
 		out.Body.State = "complete"
 	case !r.Going():
 		out.Body.State = "stopped"

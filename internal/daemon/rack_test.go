@@ -276,7 +276,7 @@ func awaitRack(t *testing.T, k *inventory.Keeper, r *racktest.Rack) {
 		}
 		waiting := ""
 		for _, v := range views {
-			if s := inventory.PhaseOf(v, time.Now()); s.Phase != inventory.PhaseReady {
+			if s := inventory.DefaultPatience().PhaseOf(v, time.Now()); s.Phase != inventory.PhaseReady {
 				waiting = fmt.Sprintf("%s is %s (%s)", v.Machine.Name, s.Phase, s.Reason)
 			} else if p := inventory.PlanBoot(v); p.Action != inventory.Disk {
 				waiting = fmt.Sprintf("%s would %s (%s)", v.Machine.Name, p.Action, p.Reason)

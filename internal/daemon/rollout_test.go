@@ -84,17 +84,17 @@ func TestRollout(t *testing.T) {
 	}
 	const udev = `machine: {udev: {rules: ['SUBSYSTEM=="net"']}}`
 	rolling.Store(true)
-	if now := rollOver(inventory.ConfigAuto, udev); !now.Complete || len(outdated()) > 0 || back.Load() != planes+workers {
+	if now := rollOver(inventory.ConfigAuto, udev); !now.Complete() || len(outdated()) > 0 || back.Load() != planes+workers {
 		t.Errorf("%d machines rebooted, %v are outdated: %+v", back.Load(), outdated(), now)
 	}
 	verify(t, k, r)
-	if now := rollOver(inventory.ConfigAuto, udev, `machine: {sysctls: {vm.swappiness: "10"}}`); !now.Complete || len(outdated()) > 0 || back.Load() != planes+workers {
+	if now := rollOver(inventory.ConfigAuto, udev, `machine: {sysctls: {vm.swappiness: "10"}}`); !now.Complete() || len(outdated()) > 0 || back.Load() != planes+workers {
 		t.Errorf("%d machines rebooted, %v are outdated: %+v", back.Load(), outdated(), now)
 	}
 	newTalos(t, k, "v1.13.7")
 	back.Store(0)
 	upgrading = true
-	if now := rollOver(inventory.ConfigAuto, udev); !now.Complete || len(outdated()) > 0 || back.Load() != planes+workers {
+	if now := rollOver(inventory.ConfigAuto, udev); !now.Complete() || len(outdated()) > 0 || back.Load() != planes+workers {
 		t.Errorf("%d machines rebooted, %v are outdated: %+v", back.Load(), outdated(), now)
 	}
 	for _, m := range r.Machines {
@@ -104,7 +104,7 @@ func TestRollout(t *testing.T) {
 	}
 	upgrading = false
 	// What no machine takes without a reboot ends it with the first.
-	if now := rollOver(inventory.ConfigNoReboot); now.Complete || !strings.Contains(now.Reason, "cp-1: ") || !slices.Equal(outdated(), []string{"cp-1", "cp-2", "cp-3", "w-1", "w-2"}) {
+	if now := rollOver(inventory.ConfigNoReboot); now.Complete() || !strings.Contains(now.Reason, "cp-1: ") || !slices.Equal(outdated(), []string{"cp-1", "cp-2", "cp-3", "w-1", "w-2"}) {
 		t.Errorf("%v are outdated: %+v", outdated(), now)
 	}
 	verify(t, k, r)

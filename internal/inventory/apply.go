@@ -104,7 +104,7 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 				b.ConfigTo = e.Peer
 			}
 			f.ConfigHash, f.ConfigAt, f.Holds = e.Hash, e.Time, e.Holds
-			f.StagedHash, f.StagedAt = "", time.Time{} // its disk was blank
+			f.StagedHash = "" // its disk was blank
 			wiped(f, b, e)
 			return true
 		}
@@ -134,10 +134,10 @@ func configApplied(f *Facts, e Event) (tells bool) {
 	case ConfigTry:
 		return true
 	case ConfigStaged:
-		f.StagedHash, f.StagedAt = e.Hash, e.Time
+		f.StagedHash = e.Hash
 	default:
 		f.ConfigHash, f.ConfigAt = e.Hash, e.Time
-		f.StagedHash, f.StagedAt = "", time.Time{} // its place on the disk is taken
+		f.StagedHash = "" // its place on the disk is taken
 	}
 	return true
 }
@@ -316,7 +316,7 @@ func begin(f *Facts, e Event) *Boot {
 	f.Ready = false
 	if f.StagedHash != "" { // unless its disk is wiped, and then it fetches another
 		f.ConfigHash, f.ConfigAt = f.StagedHash, e.Time
-		f.StagedHash, f.StagedAt = "", time.Time{}
+		f.StagedHash = ""
 	}
 	return b
 }

@@ -72,13 +72,13 @@ func TestBootStepByStep(t *testing.T) {
 		{PhaseLoading, Install}, {PhaseConfiguring, Install}, {PhaseInstalling, Install}, {PhaseInstalling, Install},
 		{PhaseBooting, Disk}, {PhaseReady, Disk},
 	}
-	if s := PhaseOf(v, t0); s.Phase != PhaseRegistered {
+	if s := DefaultPatience().PhaseOf(v, t0); s.Phase != PhaseRegistered {
 		t.Fatalf("before: %+v", s)
 	}
 	events := netboot()
 	for i := range events {
 		v = story(t, registered(), events[:i+1]...)
-		s := PhaseOf(v, t0.Add(time.Duration(i)*time.Second))
+		s := DefaultPatience().PhaseOf(v, t0.Add(time.Duration(i)*time.Second))
 		if p := PlanBoot(v); s.Phase != want[i].phase || p.Action != want[i].action {
 			t.Errorf("after %s: %s and %s (%s), want %s and %s", events[i].Kind, s.Phase, p.Action, p.Reason, want[i].phase, want[i].action)
 		}
@@ -134,11 +134,11 @@ func TestApply(t *testing.T) {
 // the Advertise, so that nothing more is heard of it before its API.
 func TestDiskIsKnownFromTheSolicit(t *testing.T) {
 	v := story(t, registered(), append(netboot(), solicit(9))...)
-	if s := PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseBooting {
+	if s := DefaultPatience().PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseBooting {
 		t.Errorf("after the Solicit: %+v", s)
 	}
 	v = story(t, v, Event{Kind: APIAnswered, Stage: StageRunning, Ready: true, Time: t0.Add(time.Minute)})
-	if s := PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseReady {
+	if s := DefaultPatience().PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseReady {
 		t.Errorf("after its API: %+v", s)
 	}
 }
@@ -165,26 +165,26 @@ func TestReimageOrderNeedsItsOwnBoot(t *testing.T) {
 
 func TestConfigErrorFailsUntilAnotherConfig(t *testing.T) {
 	v := story(t, registered(), append(netboot()[:8], Event{Kind: Reported, Error: "unknown keys"})...)
-	if s := PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseFailed || s.Reason != "unknown keys" {
+	if s := DefaultPatience().PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseFailed || s.Reason != "unknown keys" {
 		t.Fatalf("after the error: %+v", s)
 	}
 	v = story(t, v, Event{Kind: ConfigServed, Hash: "h1", Time: t0.Add(time.Minute)})
-	if s := PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseFailed {
+	if s := DefaultPatience().PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseFailed {
 		t.Fatalf("fetching the same config again hid the error: %+v", s)
 	}
 	v = story(t, v, Event{Kind: ConfigServed, Hash: "h2", Time: t0.Add(2 * time.Minute)})
-	if s := PhaseOf(v, t0.Add(2*time.Minute)); s.Phase != PhaseInstalling {
+	if s := DefaultPatience().PhaseOf(v, t0.Add(2*time.Minute)); s.Phase != PhaseInstalling {
 		t.Fatalf("after another config: %+v", s)
 	}
 }
 
 func TestConfigThatCannotBeMadeFails(t *testing.T) {
 	v := story(t, registered(), solicit(1), Event{Kind: ScriptServed, Plan: Hold, Error: "patches[0]: not YAML"})
-	if s := PhaseOf(v, t0); s.Phase != PhaseFailed || s.Reason != "patches[0]: not YAML" {
+	if s := DefaultPatience().PhaseOf(v, t0); s.Phase != PhaseFailed || s.Reason != "patches[0]: not YAML" {
 		t.Errorf("%+v", s)
 	}
 	v = story(t, v, Event{Kind: ScriptServed, Plan: Install, Time: t0.Add(time.Minute)})
-	if s := PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseLoading {
+	if s := DefaultPatience().PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseLoading {
 		t.Errorf("after it could be made: %+v", s)
 	}
 }
@@ -196,25 +196,25 @@ func TestStalledSaysWhy(t *testing.T) {
 		in Phase
 	}{{1, PhaseOffered}, {3, PhaseLoading}, {7, PhaseConfiguring}, {8, PhaseInstalling}, {10, PhaseBooting}} {
 		v := story(t, registered(), events[:tt.n]...)
-		s := PhaseOf(v, t0.Add(24*time.Hour))
+		s := DefaultPatience().PhaseOf(v, t0.Add(24*time.Hour))
 		if s.Phase != PhaseStalled || s.Stalled != tt.in || s.Reason == "" {
 			t.Errorf("a day after %s: %+v, want stalled in %s with a reason", events[tt.n-1].Kind, s, tt.in)
 		}
 	}
 	v := story(t, registered(), events[:8]...)
 	v.Facts.change(0).ConfigFetches = 5
-	if s := PhaseOf(v, t0.Add(24*time.Hour)); !strings.Contains(s.Reason, "fetched its config 5 times") {
+	if s := DefaultPatience().PhaseOf(v, t0.Add(24*time.Hour)); !strings.Contains(s.Reason, "fetched its config 5 times") {
 		t.Errorf("a config that is fetched again and again: %+v", s)
 	}
 	if s := (Patience{PhaseInstalling: 48 * time.Hour}).PhaseOf(v, t0.Add(24*time.Hour)); s.Phase != PhaseInstalling {
 		t.Errorf("with more patience: %+v", s)
 	}
 	ready := story(t, registered(), events...)
-	if s := PhaseOf(ready, t0.Add(24*time.Hour)); s.Phase != PhaseStalled || s.Stalled != PhaseReady {
+	if s := DefaultPatience().PhaseOf(ready, t0.Add(24*time.Hour)); s.Phase != PhaseStalled || s.Stalled != PhaseReady {
 		t.Errorf("a machine whose API was silent for a day: %+v", s)
 	}
 	ready = story(t, ready, Event{Kind: APIAnswered, Stage: StageRunning, Ready: true, Time: t0.Add(24 * time.Hour)})
-	if s := PhaseOf(ready, t0.Add(24*time.Hour)); s.Phase != PhaseReady {
+	if s := DefaultPatience().PhaseOf(ready, t0.Add(24*time.Hour)); s.Phase != PhaseReady {
 		t.Errorf("a ready machine stalled: %+v", s)
 	}
 }
@@ -275,7 +275,7 @@ func TestApplyIsTotal(t *testing.T) {
 			if len(again.Facts.Boots) > len(v.Facts.Boots) && e.Kind == Solicited {
 				t.Fatal("a repeated Solicit began another boot")
 			}
-			PhaseOf(v, e.Time)
+			DefaultPatience().PhaseOf(v, e.Time)
 		}
 	}
 }

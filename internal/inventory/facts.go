@@ -72,8 +72,7 @@ type Facts struct {
 	ConfigHash string    `json:"configHash,omitempty"`
 	ConfigAt   time.Time `json:"configAt,omitzero"`
 	// StagedHash is that of a config that it takes with its next boot; empty: none.
-	StagedHash string    `json:"stagedHash,omitempty"`
-	StagedAt   time.Time `json:"stagedAt,omitzero"`
+	StagedHash string `json:"stagedHash,omitempty"`
 	// ConfigError is what Talos said of the config with ConfigErrorHash.
 	ConfigError     string    `json:"configError,omitempty"`
 	ConfigErrorHash string    `json:"configErrorHash,omitempty"`

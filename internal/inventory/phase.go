@@ -98,10 +98,7 @@ func (p Patience) PhaseOf(v View, now time.Time) State {
 	return s
 }
 
-// PhaseOf is that of [DefaultPatience].
-func PhaseOf(v View, now time.Time) State { return DefaultPatience().PhaseOf(v, now) }
-
-// progress is PhaseOf without the clock.
+// progress is [Patience.PhaseOf] without the clock.
 func progress(v View) State {
 	f := &v.Facts
 	s := bootProgress(v)

@@ -146,7 +146,7 @@ func TestReimageByNetboot(t *testing.T) {
 	l.refused(Event{Kind: ReimageCancelled})
 	l.refused(Event{Kind: WipeClaimed})
 	l.refused(Event{Kind: ScriptServed, Plan: Wipe})
-	if s := PhaseOf(l.v, l.now); s.Phase != PhaseReimaging {
+	if s := DefaultPatience().PhaseOf(l.v, l.now); s.Phase != PhaseReimaging {
 		t.Errorf("while it is wiped its phase is %+v", s)
 	}
 	l.install(3)

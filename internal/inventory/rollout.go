@@ -22,9 +22,7 @@ type Rollout struct {
 	// Upgrade installs the Talos that the inventory says before the config.
 	Upgrade bool      `json:"upgrade,omitempty"`
 	Started time.Time `json:"started"`
-	// Stopped is when it ended; Complete says that every machine was done then.
-	Stopped  time.Time `json:"stopped,omitzero"`
-	Complete bool      `json:"complete,omitempty"`
+	Stopped time.Time `json:"stopped,omitzero"`
 	// Reason says in words what it waits for, or why it ended.
 	Reason   string           `json:"reason,omitempty"`
 	Machines []RolloutMachine `json:"machines"` // in their order
@@ -55,6 +53,11 @@ type RolloutMachine struct {
 	ClaimedAt time.Time `json:"claimedAt,omitzero"`
 	EndedAt   time.Time `json:"endedAt,omitzero"` // done or failed
 	Reason    string    `json:"reason,omitempty"`
+}
+
+// Complete reports whether it ended, and every machine was done.
+func (r *Rollout) Complete() bool {
+	return !r.Going() && !slices.ContainsFunc(r.Machines, func(m RolloutMachine) bool { return m.State != RolloutDone })
 }
 
 // Going reports whether the rollout has not ended.
@@ -129,7 +132,7 @@ func (r *Rollout) apply(e Event) (tells bool, err error) {
 	case RolloutWaits:
 		return set(&r.Reason, e.Message), nil
 	case RolloutEnded:
-		r.Stopped, r.Reason, r.Complete = e.Time, e.Message, r.Current() == nil
+		r.Stopped, r.Reason = e.Time, e.Message
 		return true, nil
 	}
 	return false, nil

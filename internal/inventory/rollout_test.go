@@ -57,7 +57,7 @@ func TestRolloutRecord(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := fmt.Sprintf("%d %s going %t complete %t:", r.Number, r.Mode, r.Going(), r.Complete)
+		got := fmt.Sprintf("%d %s going %t complete %t:", r.Number, r.Mode, r.Going(), r.Complete())
 		for _, m := range r.Machines {
 			got += " " + m.Name + " " + string(m.State) + " " + m.Hash
 		}
@@ -92,7 +92,7 @@ func TestRolloutRecord(t *testing.T) {
 		t.Errorf("an event of the one before: %v", err)
 	}
 	for range 2 {
-		if stopped, err := k.StopRollout(ctx, "prod"); err != nil || stopped.Going() || stopped.Complete {
+		if stopped, err := k.StopRollout(ctx, "prod"); err != nil || stopped.Going() || stopped.Complete() {
 			t.Errorf("stopped: %+v, %v", stopped, err)
 		}
 	}

@@ -1,6 +1,10 @@
 package inventory
 
-import "sync"
+import (
+	"context"
+	"sync"
+	"time"
+)
 
 // Watch returns a channel that receives after each commit (several may be one
 // wake-up), and a function that ends it.
@@ -15,6 +19,20 @@ func (k *Keeper) Watch() (<-chan struct{}, func()) {
 func (k *Keeper) WatchMachines() (wake <-chan struct{}, take func() []string, stop func()) {
 	w := &watcher{wake: make(chan struct{}, 1), machines: map[string]struct{}{}}
 	return w.wake, func() []string { return k.watchers.take(w) }, k.watchers.add(w)
+}
+
+// Wait returns after d, or when pause has passed since a wake-up, so that what comes at
+// once is looked at together; at once when ctx ends.
+func Wait(ctx context.Context, wake <-chan struct{}, d, pause time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	case <-wake:
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
 }
 
 // watchers wakes whoever waits for a change.

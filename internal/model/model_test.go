@@ -101,7 +101,7 @@ func (w *world) ready() string {
 		if err != nil {
 			return err.Error()
 		}
-		s := inventory.PhaseOf(v, time.Now())
+		s := inventory.DefaultPatience().PhaseOf(v, time.Now())
 		switch r := &v.Facts.Reimage; {
 		case r.Outstanding() && r.Claimed():
 			return fmt.Sprintf("%s is being wiped: %+v", b.name, *r)

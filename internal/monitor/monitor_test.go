@@ -114,7 +114,7 @@ func phase(t *testing.T, k *inventory.Keeper, i int) inventory.Phase {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return inventory.PhaseOf(v, time.Now()).Phase
+	return inventory.DefaultPatience().PhaseOf(v, time.Now()).Phase
 }
 
 // TestFollowsABoot: a machine is asked from the moment it has its config, and

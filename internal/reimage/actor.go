@@ -67,17 +67,7 @@ func (a *Actor) Run(ctx context.Context) error {
 		if len(pending) > 0 {
 			again = poll
 		}
-		timer := time.NewTimer(again)
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		case <-wake:
-			select { // what comes at once is looked at together
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
-		}
-		timer.Stop()
+		inventory.Wait(ctx, wake, again, pause)
 	}
 	return nil
 }

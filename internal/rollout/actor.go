@@ -71,7 +71,8 @@ func New(inv Inventory, machines Machines, guard Guard, log zerolog.Logger) *Act
 	return &Actor{inv: inv, machines: machines, guard: guard, log: log}
 }
 
-// Run sees every rollout through, until ctx ends. It re-derives everything from what is committed, so that a restart costs nothing.
+// Run sees every rollout through, until ctx ends. It re-derives everything from what is
+// committed, so that a restart costs nothing.
 func (a *Actor) Run(ctx context.Context) error {
 	wake, stop := a.inv.Watch()
 	defer stop()
@@ -84,17 +85,7 @@ func (a *Actor) Run(ctx context.Context) error {
 		if going || err != nil {
 			again = poll
 		}
-		timer := time.NewTimer(again)
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		case <-wake:
-			select { // what comes at once is looked at together
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
-		}
-		timer.Stop()
+		inventory.Wait(ctx, wake, again, pause)
 	}
 	return nil
 }

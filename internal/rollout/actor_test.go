@@ -133,7 +133,7 @@ func TestActorRollsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, a := newRack(t)
 		r := settleDown(t, f, a)
-		if !r.Complete || !slices.Equal(f.asked, []string{"cp-1", "cp-2", "w-1"}) {
+		if !r.Complete() || !slices.Equal(f.asked, []string{"cp-1", "cp-2", "w-1"}) {
 			t.Errorf("asked %v, ended %+v", f.asked, r)
 		}
 		v, err := f.k.Machine(t.Context(), "w-1")
@@ -152,7 +152,7 @@ func TestActorStopsAtTheFirstFailure(t *testing.T) {
 			}
 			return Accepted, nil
 		}
-		if r := settleDown(t, f, a); r.Complete || r.Reason != "cp-2: no such disk" || !slices.Equal(f.asked, []string{"cp-1", "cp-2"}) {
+		if r := settleDown(t, f, a); r.Complete() || r.Reason != "cp-2: no such disk" || !slices.Equal(f.asked, []string{"cp-1", "cp-2"}) {
 			t.Errorf("asked %v, ended %+v", f.asked, r)
 		}
 	})
@@ -178,7 +178,7 @@ func TestActorAsksOnce(t *testing.T) {
 			if took {
 				want = append(want, "cp-2", "w-1")
 			}
-			if r.Complete != took || !slices.Equal(f.asked, want) || !took && !strings.Contains(r.Reason, "the connection broke") {
+			if r.Complete() != took || !slices.Equal(f.asked, want) || !took && !strings.Contains(r.Reason, "the connection broke") {
 				t.Errorf("took %t: asked %v, ended %+v", took, f.asked, r)
 			}
 		})
@@ -193,7 +193,7 @@ func TestActorAfterACrash(t *testing.T) {
 		if _, err := f.k.RecordRollout(t.Context(), r.Number, inventory.Event{Kind: inventory.RolloutMachineClaimed, Cluster: "prod", Machine: "cp-1", Hash: "new"}); err != nil {
 			t.Fatal(err)
 		}
-		if r = settleDown(t, f, a); r.Complete || len(f.asked) != 0 {
+		if r = settleDown(t, f, a); r.Complete() || len(f.asked) != 0 {
 			t.Errorf("asked %v, ended %+v", f.asked, r)
 		}
 	})
@@ -204,7 +204,7 @@ func TestActorKeepsQuorum(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, a := newRack(t)
 		f.rest = errors.New("etcd would be lost")
-		if r := settleDown(t, f, a); r.Complete || len(f.asked) != 0 || !strings.Contains(r.Reason, "etcd would be lost") {
+		if r := settleDown(t, f, a); r.Complete() || len(f.asked) != 0 || !strings.Contains(r.Reason, "etcd would be lost") {
 			t.Errorf("asked %v, ended %+v", f.asked, r)
 		}
 	})
@@ -239,7 +239,7 @@ func TestActorIsStopped(t *testing.T) {
 			_, err := f.k.StopRollout(t.Context(), "prod")
 			return Accepted, err
 		}
-		if r := settleDown(t, f, a); r.Complete || !slices.Equal(f.asked, []string{"cp-1"}) || r.Reason != "it was stopped" {
+		if r := settleDown(t, f, a); r.Complete() || !slices.Equal(f.asked, []string{"cp-1"}) || r.Reason != "it was stopped" {
 			t.Errorf("asked %v, ended %+v", f.asked, r)
 		}
 	})
@@ -254,7 +254,7 @@ func TestActorWaitsForAReimage(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if r := settleDown(t, f, a); r.Complete || len(f.asked) != 0 || r.Reason != "cp-1: cp-2, another control plane, is being reimaged" {
+		if r := settleDown(t, f, a); r.Complete() || len(f.asked) != 0 || r.Reason != "cp-1: cp-2, another control plane, is being reimaged" {
 			t.Errorf("asked %v, ended %+v", f.asked, r)
 		}
 	})
