@@ -135,12 +135,12 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 				Title:   "provisiond",
 				Version: s.cfg.Version,
 				Description: "Machines, clusters and boot images of a rack. Errors are RFC 9457 problems. " +
-					"GET answers an ETag that PUT, PATCH and DELETE take as If-Match. " +
-					"The unix socket, which is root's, answers everything. The TCP listener, which has no login, only reads: " +
-					"it answers 403 to every write and to whatever carries a secret (backup, talosconfig, kubeconfig, config?secrets=true).",
+					"GET of a machine or a cluster answers an ETag that its PUT, PATCH and DELETE take as If-Match. " +
+					"The unix socket, which is root's, answers everything. The TCP listener, which has no login, answers GET and HEAD only: " +
+					"403 to every other method (explain, too) and to whatever carries a secret (backup, talosconfig, kubeconfig, config?secrets=true).",
 			},
 			Tags: []*huma.Tag{
-				{Name: "machines"}, {Name: "clusters"}, {Name: "images"}, {Name: "events"}, {Name: "rack"},
+				{Name: "machines"}, {Name: "clusters"}, {Name: "lifecycle"}, {Name: "images"}, {Name: "events"}, {Name: "rack"},
 			},
 		},
 		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},

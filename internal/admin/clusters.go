@@ -47,8 +47,8 @@ func (s *Server) clusterRoutes(doc huma.API) {
 		Summary: "Change fields of a cluster", Description: "A JSON merge patch (RFC 7396): null removes a field, a list is replaced whole."},
 		s.patchCluster, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "delete-cluster", Method: http.MethodDelete, Path: "/clusters/{cluster}", Tags: tags,
-		Summary: "Remove a cluster and its secrets", Description: "Refused while machines belong to it."},
-		s.deleteCluster, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed)
+		Summary: "Remove a cluster and its secrets", Description: "Refused while machines belong to it, or a disk is still of it."},
+		s.deleteCluster, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
 }
 
 func (s *Server) listClusters(ctx context.Context, in *Page) (*struct{ Body api.List[api.Cluster] }, error) {

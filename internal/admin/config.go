@@ -37,7 +37,7 @@ func yamlResponses(what string) map[string]*huma.Response {
 func (s *Server) configRoutes(doc huma.API) {
 	register(s, doc, huma.Operation{OperationID: "get-machine-config", Method: http.MethodGet, Path: "/machines/{machine}/config", Tags: []string{"machines"},
 		Summary: "Show the Talos config a machine would get now", Responses: yamlResponses("Talos machine config")},
-		s.getConfig, http.StatusNotFound, http.StatusConflict, http.StatusForbidden)
+		s.getConfig, http.StatusNotFound, http.StatusConflict, http.StatusForbidden, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "get-machine-diff", Method: http.MethodGet, Path: "/machines/{machine}/diff", Tags: []string{"machines"},
 		Summary:     "Compare the config a machine would get now with the one it was last given, or runs",
 		Description: "With running=true the machine itself is asked; the answer is 409 when it does not answer."},
@@ -49,7 +49,7 @@ func (s *Server) configRoutes(doc huma.API) {
 				return nil, err
 			}
 			return yamlFile(s.talos.Talosconfig(ctx, in.Name))
-		}, http.StatusNotFound, http.StatusForbidden)
+		}, http.StatusNotFound, http.StatusForbidden, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "get-kubeconfig", Method: http.MethodGet, Path: "/clusters/{cluster}/kubeconfig", Tags: []string{"clusters"},
 		Summary: "Make a kubeconfig for an administrator", Description: "A secret. Its making is in the event log.", Responses: yamlResponses("For kubectl")},
 		func(ctx context.Context, in *ClusterPath) (*yamlAnswer, error) {
@@ -57,7 +57,7 @@ func (s *Server) configRoutes(doc huma.API) {
 				return nil, err
 			}
 			return yamlFile(s.talos.Kubeconfig(ctx, in.Name))
-		}, http.StatusNotFound, http.StatusForbidden)
+		}, http.StatusNotFound, http.StatusForbidden, http.StatusInsufficientStorage)
 }
 
 func (s *Server) getConfig(ctx context.Context, in *struct {

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -92,15 +93,14 @@ type watchInput struct {
 }
 
 func (s *Server) watchEvents(ctx context.Context, in *watchInput) (*huma.StreamResponse, error) {
-	select {
-	case s.watchers <- struct{}{}:
-	default:
-		return nil, huma.Error503ServiceUnavailable(fmt.Sprintf("%d follow the events already", cap(s.watchers)))
+	leave, err := s.follower()
+	if err != nil {
+		return nil, err
 	}
 	wake, cancel := s.inv.Watch() // before the newest id is read: nothing is missed between
 	end := func() {
 		cancel()
-		<-s.watchers
+		leave()
 	}
 	after, err := s.begin(ctx, in)
 	if err != nil {
@@ -116,16 +116,32 @@ func (s *Server) watchEvents(ctx context.Context, in *watchInput) (*huma.StreamR
 	}}, nil
 }
 
+// resumesAt is the id after which a stream goes on: that of the header, which a
+// reconnecting client sends, before that of the query; not given: from its start.
+func resumesAt(lastEventID, after string) (id uint64, given bool, err error) {
+	text := cmp.Or(lastEventID, after)
+	if text == "" {
+		return 0, false, nil
+	}
+	if id, err = strconv.ParseUint(text, 10, 64); err != nil {
+		return 0, false, badField("query.after", "the id of what was received last", "%q is not a number", text)
+	}
+	return id, true, nil
+}
+
+// follower takes a place among those who follow something.
+func (s *Server) follower() (leave func(), err error) {
+	select {
+	case s.watchers <- struct{}{}:
+		return func() { <-s.watchers }, nil
+	default:
+		return nil, huma.Error503ServiceUnavailable(fmt.Sprintf("%d follow already", cap(s.watchers)))
+	}
+}
+
 func (s *Server) begin(ctx context.Context, in *watchInput) (uint64, error) {
-	for _, v := range []string{in.LastEventID, in.After} {
-		if v == "" {
-			continue
-		}
-		id, err := strconv.ParseUint(v, 10, 64)
-		if err != nil {
-			return 0, badField("query.after", "the id of an event", "%q is not a number", v)
-		}
-		return id, nil
+	if id, given, err := resumesAt(in.LastEventID, in.After); given || err != nil {
+		return id, err
 	}
 	newest, err := s.inv.EventsTail(ctx, 1)
 	if err != nil || len(newest) == 0 {

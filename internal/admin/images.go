@@ -27,7 +27,7 @@ func (s *Server) imageRoutes(doc huma.API) {
 		Summary: "Add or replace a boot image", Description: "Its kernel and initramfs must have been uploaded. An image that is there with other content is replaced only if replace is true."},
 		s.putImage, http.StatusConflict, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "delete-image", Method: http.MethodDelete, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
-		Summary: "Remove a boot image"}, s.deleteImage, http.StatusNotFound)
+		Summary: "Remove a boot image"}, s.deleteImage, http.StatusNotFound, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "put-blob", Method: http.MethodPut, Path: "/images/blobs/{sha256}", Tags: tags,
 		Summary:     "Upload a boot file",
 		Description: fmt.Sprintf("The raw bytes, at most %d. Refused unless they have the hash of the path.", s.cfg.MaxBlob),

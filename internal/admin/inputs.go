@@ -17,7 +17,7 @@ type MachinePath struct {
 type MachineFilter struct {
 	Cluster string   `query:"cluster" doc:"Only machines of this cluster"`
 	Role    string   `query:"role" enum:"controlplane,worker"`
-	Phase   string   `query:"phase" enum:"registered,offered,loading,configuring,installing,booting,ready,stalled,failed"`
+	Phase   string   `query:"phase" enum:"registered,offered,loading,configuring,installing,booting,ready,reimaging,stalled,failed"`
 	Label   []string `query:"label,explode" doc:"Only machines with this label, key=value; repeat it for several" example:"[\"rack=a1\"]"`
 	Q       string   `query:"q" doc:"Only machines with this text in name, MAC (any notation), address, UUID, serial or a label"`
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"reflect"
 	"strconv"
@@ -50,15 +49,9 @@ func (s *Server) machineLogs(ctx context.Context, in *logsInput) (*huma.StreamRe
 		return nil, huma.Error503ServiceUnavailable("no logs are kept")
 	}
 	name := v.Machine.Name
-	after, resumed := uint64(0), false
-	for _, id := range []string{in.After, in.LastEventID} {
-		if id == "" {
-			continue
-		}
-		if after, err = strconv.ParseUint(id, 10, 64); err != nil {
-			return nil, badField("query.after", "the id of a line", "%q is not a number", id)
-		}
-		resumed = true
+	after, resumed, err := resumesAt(in.LastEventID, in.After)
+	if err != nil {
+		return nil, err
 	}
 	first := func() ([]api.LogLine, error) {
 		if resumed {
@@ -85,20 +78,19 @@ func (s *Server) machineLogs(ctx context.Context, in *logsInput) (*huma.StreamRe
 }
 
 func (s *Server) followLogs(ctx context.Context, machine string, first func() ([]api.LogLine, error)) (*huma.StreamResponse, error) {
-	select {
-	case s.watchers <- struct{}{}:
-	default:
-		return nil, huma.Error503ServiceUnavailable(fmt.Sprintf("%d follow already", cap(s.watchers)))
+	leave, err := s.follower()
+	if err != nil {
+		return nil, err
 	}
 	wake, cancel, err := s.cfg.Logs.Watch(machine) // before the first are read: nothing is missed between
 	if err != nil {
-		<-s.watchers
+		leave()
 		return nil, err
 	}
 	return &huma.StreamResponse{Body: func(hctx huma.Context) {
 		defer func() {
 			cancel()
-			<-s.watchers
+			leave()
 		}()
 		_, w := humachi.Unwrap(hctx)
 		read, last := first, uint64(0)

@@ -48,7 +48,7 @@ func (s *Server) machineRoutes(doc huma.API) {
 		s.patchMachine, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "delete-machine", Method: http.MethodDelete, Path: "/machines/{machine}", Tags: tags,
 		Summary: "Forget a machine", Description: "The machine itself is not touched; seen again, it is a discovered one. One that has its config is forgotten only if force is true; a control plane leaves etcd first, which is refused with the numbers where etcd's quorum would go."},
-		s.deleteMachine, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed)
+		s.deleteMachine, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "list-boots", Method: http.MethodGet, Path: "/machines/{machine}/boots", Tags: tags,
 		Summary: "List the last boots of a machine", Description: "Newest first, each with the time of its steps."}, s.listBoots, http.StatusNotFound)
 	register(s, doc, huma.Operation{OperationID: "list-discovered", Method: http.MethodGet, Path: "/discovered", Tags: tags,
@@ -298,7 +298,7 @@ func mergePatch[T any](spec T, patch map[string]any) (out T, err error) {
 	case errors.As(err, &wrong):
 		return out, badField(wrong.Field, "", "a %s is not a %s", wrong.Value, wrong.Type)
 	case err != nil && !errors.Is(err, io.EOF):
-		return out, badField("", "see MachineSpec in /openapi.json", "%s", strings.TrimPrefix(err.Error(), "json: "))
+		return out, badField("", "see /openapi.json", "%s", strings.TrimPrefix(err.Error(), "json: "))
 	}
 	return out, nil
 }

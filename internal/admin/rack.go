@@ -34,7 +34,7 @@ func (s *Server) rackRoutes(doc huma.API) {
 		Summary: "Everything, secrets included, as one consistent file",
 		Responses: map[string]*huma.Response{"200": {Description: "The database", Content: map[string]*huma.MediaType{
 			"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}},
-		}}}}, s.backup, http.StatusForbidden)
+		}}}}, s.backup, http.StatusForbidden, http.StatusUnprocessableEntity)
 	register(s, doc, huma.Operation{OperationID: "status", Method: http.MethodGet, Path: "/status", Tags: tags,
 		Summary: "The rack at a glance"}, s.status)
 	register(s, doc, huma.Operation{OperationID: "version", Method: http.MethodGet, Path: "/version", Tags: tags,

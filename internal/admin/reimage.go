@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,12 +17,12 @@ func (s *Server) reimageRoutes(doc huma.API) {
 	tags := []string{"lifecycle"}
 	register(s, doc, huma.Operation{OperationID: "reimage-machine", Method: http.MethodPost, Path: "/machines/{machine}/reimage", Tags: tags,
 		Summary: "Wipe a machine and install it anew", DefaultStatus: http.StatusAccepted,
-		Description: "Through its Talos API when that answers, else when it next boots from the network. Then it installs what the inventory says by then. " +
+		Description: "Through its Talos API when that answers; else, if only the system disk is to be wiped and it has a cluster, when it next boots from the network. Then it installs what the inventory says by then. " +
 			"Ordered twice, it happens once. A control plane leaves etcd first; the answer is 409 with the numbers when that would take etcd's quorum."},
 		s.reimageMachine, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "cancel-reimage", Method: http.MethodDelete, Path: "/machines/{machine}/reimage", Tags: tags,
-		Summary: "Cancel a reimage", Description: "Until the wipe was asked for: from then on the disk may be blank, and the answer is 409."},
-		s.cancelReimage, http.StatusNotFound, http.StatusConflict)
+		Summary: "Cancel a reimage", Description: "Until the wipe was asked for, or the machine was taken out of etcd: from then on its disk may be blank or is no good, and the answer is 409."},
+		s.cancelReimage, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
 	register(s, doc, huma.Operation{OperationID: "reset-cluster", Method: http.MethodPost, Path: "/clusters/{cluster}/reset", Tags: tags,
 		Summary: "Give a cluster up and begin its next life", DefaultStatus: http.StatusAccepted,
 		Description: "It gets new secrets, and every machine that has its config is reimaged. It is bootstrapped again once each control plane of the old life was wiped or is declared dead. " +
@@ -45,7 +46,7 @@ func (s *Server) reimageMachine(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	destroy, err := destroys(in.Body.DestroyCluster, "body.destroyCluster", v.Facts.Holds.Cluster)
+	destroy, err := destroys(in.Body.DestroyCluster, "destroyCluster", v.Facts.Holds.Cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -80,15 +81,9 @@ func (s *Server) reimageMachine(ctx context.Context, in *struct {
 // moved is the machine as the order wants it, nil if that is as it is.
 func moved(m *inventory.Machine, order *api.Reimage) *inventory.Machine {
 	next := m.Clone()
-	if order.Cluster != "" {
-		next.Cluster = order.Cluster
-	}
-	if order.Role != "" {
-		next.Role = inventory.Role(order.Role)
-	}
-	if order.Image != "" {
-		next.Image = order.Image
-	}
+	next.Cluster = cmp.Or(order.Cluster, m.Cluster)
+	next.Role = cmp.Or(inventory.Role(order.Role), m.Role)
+	next.Image = cmp.Or(order.Image, m.Image)
 	if next.Cluster == m.Cluster && next.Role == m.Role && next.Image == m.Image {
 		return nil
 	}
@@ -115,13 +110,10 @@ func (s *Server) resetCluster(ctx context.Context, in *struct {
 		return nil, err
 	}
 	if in.Body.Confirm != cl.Name {
-		return nil, badField("body.confirm", "type the name of the cluster: everything in it is lost", "%q is not %q", in.Body.Confirm, cl.Name)
+		return nil, badField("confirm", "type the name of the cluster: everything in it is lost", "%q is not %q", in.Body.Confirm, cl.Name)
 	}
 	// An answer that was lost, or a crash in the middle: the same reset goes on.
-	epoch := b.Epoch
-	if in.Body.Epoch != 0 {
-		epoch = in.Body.Epoch
-	}
+	epoch := cmp.Or(in.Body.Epoch, b.Epoch)
 	secrets, err := s.talos.NewSecrets(cl.TalosVersion)
 	if err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ func TestReimageRoutes(t *testing.T) {
 	if body := r.must(http.StatusConflict, "POST", "/api/v1/machines/cp-1/reimage", `{}`, nil).Body.String(); !strings.Contains(body, "1 of 2") {
 		t.Errorf("refused with %s", body)
 	}
-	r.must(http.StatusUnprocessableEntity, "POST", "/api/v1/machines/cp-1/reimage", `{"destroyCluster":"other"}`, nil)
+	wantErrors(t, r.must(http.StatusUnprocessableEntity, "POST", "/api/v1/machines/cp-1/reimage", `{"destroyCluster":"other"}`, nil), "body.destroyCluster: ")
 	if body := r.must(http.StatusConflict, "DELETE", "/api/v1/machines/cp-1?force=true", "", nil).Body.String(); !strings.Contains(body, "1 of 2") {
 		t.Errorf("refused with %s", body)
 	}
@@ -43,6 +43,11 @@ func TestReimageRoutes(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.must(http.StatusConflict, "DELETE", "/api/v1/machines/cp-1/reimage", "", nil)
+	for phase, want := range map[inventory.Phase]string{inventory.PhaseReimaging: `"name":"cp-1"`, inventory.PhaseReady: `"items":[]`} {
+		if body := r.must(http.StatusOK, "GET", "/api/v1/machines?phase="+string(phase), "", nil).Body.String(); !strings.Contains(body, want) {
+			t.Errorf("%s: %s", phase, body)
+		}
+	}
 }
 
 // TestClusterResetRoute: only with the name typed, once for each life.
@@ -60,7 +65,7 @@ func TestClusterResetRoute(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r.must(http.StatusUnprocessableEntity, "POST", "/api/v1/clusters/rack1/reset", `{"confirm":"rack2"}`, nil)
+	wantErrors(t, r.must(http.StatusUnprocessableEntity, "POST", "/api/v1/clusters/rack1/reset", `{"confirm":"rack2"}`, nil), "body.confirm: ")
 	r.must(http.StatusConflict, "POST", "/api/v1/clusters/rack1/reset", `{"confirm":"rack1","dead":["w-1"]}`, nil)
 	before, err := r.keeper.Secrets(t.Context(), "rack1")
 	if err != nil {

@@ -1,8 +1,8 @@
 package admin
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -16,7 +16,7 @@ func (s *Server) runningRoutes(doc huma.API) {
 		Summary: "Give a running machine the config that it would get now",
 		Description: "Through its Talos API, once. The answer is 409 when the machine does not answer, is of another life of its cluster, or does not take the config, with its words. " +
 			"A control plane may reboot: see the rollout of a cluster."},
-		s.applyConfig, http.StatusNotFound, http.StatusConflict)
+		s.applyConfig, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
 }
 
 func (s *Server) applyConfig(ctx context.Context, in *struct {
@@ -31,10 +31,7 @@ func (s *Server) applyConfig(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	mode := inventory.ConfigAuto
-	if in.Body.Mode != "" {
-		mode = inventory.ConfigMode(in.Body.Mode)
-	}
+	mode := cmp.Or(inventory.ConfigMode(in.Body.Mode), inventory.ConfigAuto)
 	said, hash, err := run.ApplyConfig(ctx, v, mode, in.Body.DryRun)
 	if err != nil {
 		return nil, err
@@ -44,7 +41,7 @@ func (s *Server) applyConfig(ctx context.Context, in *struct {
 
 func (s *Server) running() (Running, error) {
 	if s.cfg.Running == nil {
-		return nil, errors.New("nobody asks machines")
+		return nil, huma.Error503ServiceUnavailable("this provisiond asks no machines")
 	}
 	return s.cfg.Running, nil
 }

@@ -19,7 +19,7 @@ import (
 const completeWithin = time.Second
 
 // phases of a registered machine, in the order it passes them.
-var phases = []cobra.Completion{"registered", "offered", "loading", "configuring", "installing", "booting", "ready", "stalled", "failed"}
+var phases = []cobra.Completion{"registered", "offered", "loading", "configuring", "installing", "booting", "ready", "reimaging", "stalled", "failed"}
 
 // complete has the shell complete a command and those below it: arguments by
 // the placeholder in Use, flags by their name.

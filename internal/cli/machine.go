@@ -404,7 +404,7 @@ func (a *app) machineApply() *cobra.Command {
 		if err := c.call(cmd.Context(), http.MethodPost, path("machines", args[0], "apply"), nil, order, &done); err != nil {
 			return err
 		}
-		return out.print(cmd, done, func(w io.Writer) { row(w, done.Machine+": "+strings.ReplaceAll(done.Said, "\n", " ")) })
+		return out.print(cmd, done, func(w io.Writer) { row(w, done.Machine+": "+done.Said) })
 	}
 	return cmd
 }

@@ -14,21 +14,25 @@ import (
 func (a *app) machineReimage() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "reimage MACHINE", Short: "Wipe a machine and install it anew, once", Args: cobra.ExactArgs(1),
-		Long: "Wipe a machine and install what the inventory says then. Its Talos API is asked to wipe it if it answers; else\n" +
-			"it is wiped when it next boots from the network: switch it on, or off and on.\n\n" +
-			"Ordering it twice wipes it once. It can be cancelled (--cancel) until the wipe was asked for. A control plane\n" +
-			"leaves etcd first, and is refused with the numbers where that would take etcd's quorum.",
+		Long: "Wipe a machine and install what the inventory says then. Its Talos API is asked to wipe it if it answers; else,\n" +
+			"if it has a cluster, it is wiped when it next boots from the network: switch it on, or off and on. --wipe all\n" +
+			"takes its API, and waits for that.\n\n" +
+			"Ordering it twice wipes it once. It can be cancelled (--cancel) until the wipe was asked for, or it was taken out\n" +
+			"of etcd. A control plane leaves etcd first, and is refused with the numbers where that would take etcd's quorum.",
 		Example: "  provisiond machine reimage w-7\n  provisiond machine reimage w-7 --role controlplane --cluster rack2",
 	}
 	var order api.Reimage
 	f := cmd.Flags()
 	f.StringVar(&order.Wipe, "wipe", "", "system, the disk Talos is on, or all; left out: system")
-	graceful := f.Bool("graceful", true, "drain the node and leave etcd first, where its API answers")
+	graceful := f.Bool("graceful", true, "drain the node and leave etcd first, where its API answers and the cluster is not to be lost")
 	f.StringVar(&order.Cluster, "cluster", "", "install it into this cluster")
 	f.StringVar(&order.Role, "role", "", "install it as controlplane or worker")
 	f.StringVar(&order.Image, "image", "", "Talos to install, VERSION or VERSION/SCHEMATIC")
 	bindDestroy(cmd, &order.DestroyCluster)
 	cancel := f.Bool("cancel", false, "cancel the order instead")
+	for _, of := range []string{"wipe", "graceful", "cluster", "role", "image", "destroy-cluster"} {
+		cmd.MarkFlagsMutuallyExclusive("cancel", of)
+	}
 	out := (&format{"table"}).bind(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := a.client()

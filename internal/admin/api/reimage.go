@@ -11,7 +11,7 @@ const (
 // Reimage is an order to wipe a machine and install it anew.
 type Reimage struct {
 	Wipe           string `json:"wipe,omitempty" enum:"system,all" doc:"system: the disk Talos is on; all: every disk, which only the machine's API can. Left out: system"`
-	Graceful       *bool  `json:"graceful,omitempty" doc:"Drain the node and leave etcd first, where its API answers. Left out: true. A node that cannot be drained needs false"`
+	Graceful       *bool  `json:"graceful,omitempty" doc:"Drain the node and leave etcd first, where its API answers and destroyCluster is not given. Left out: true. A node that cannot be drained needs false"`
 	DestroyCluster string `json:"destroyCluster,omitempty" doc:"The name of its cluster, as the word that the cluster may be lost with it: needed where etcd's quorum or its last control plane would go"`
 	Cluster        string `json:"cluster,omitempty" doc:"Install it into this cluster; left out: where it is registered"`
 	Role           string `json:"role,omitempty" enum:"controlplane,worker" doc:"Install it as this; left out: as registered"`
@@ -21,7 +21,7 @@ type Reimage struct {
 // ReimageStatus is where the newest order to reimage a machine stands.
 type ReimageStatus struct {
 	Order     uint64    `json:"order" doc:"Counts up by one for each order"`
-	State     string    `json:"state" enum:"waiting,wiping,done" doc:"waiting: it can be cancelled; wiping: the wipe was asked for; done: wiped, or cancelled"`
+	State     string    `json:"state" enum:"waiting,wiping,done" doc:"waiting: it can be cancelled until it was taken out of etcd; wiping: the wipe was asked for; done: wiped, or cancelled"`
 	Reason    string    `json:"reason,omitempty" doc:"Where it stands or what it waits for"`
 	Wipe      string    `json:"wipe" enum:"system,all"`
 	Graceful  bool      `json:"graceful"`
