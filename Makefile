@@ -26,7 +26,7 @@ demo: build
 # with clients that others wrote. CI must leave nothing out; elsewhere what is left
 # out is said.
 E2E_NEEDS    := qemu-system-x86_64 tshark mformat dhcrelay radvd
-CLIENT_NEEDS := tftp atftp dhclient dhcpcd dhcp6c dhcrelay sysctl
+CLIENT_NEEDS := tftp atftp dhclient dhcpcd dhcp6c dhcrelay sysctl /lib/systemd/systemd-networkd
 
 test: unit
 	@lacks() { test "$$(id -u)" = 0 || echo root; for p in $$*; do command -v $$p >/dev/null || echo $$p; done; }; \

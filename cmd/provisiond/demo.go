@@ -33,7 +33,7 @@ func demoCommand() *cobra.Command {
 		Short: "Boot a simulated rack into a cluster, on loopback, without root",
 		Long: `Start a daemon in a temporary folder on loopback, register three control planes and two workers, boot
 them as simulated machines that speak the real protocols, and end when the cluster is bootstrapped and every
-machine is ready. Nothing is left behind.`,
+machine is ready. Nothing is left behind, but the daemon's log where the demo failed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			dir, err := os.MkdirTemp("", "provisiond-demo-")

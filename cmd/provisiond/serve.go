@@ -111,8 +111,9 @@ func restoreCommand() *cobra.Command {
 		Short: "Put a backup in place of the database; the daemon must be stopped",
 		Long: "Put a backup in place of the database. The backup is checked page by page first, and the\n" +
 			"database it replaces is kept beside it.\n\n" +
-			"What the backup says may have been overtaken: orders to reimage in it are cancelled, and a cluster that\n" +
-			"was not bootstrapped then is taken to run already, until its operator resets it.",
+			"What the backup says may have been overtaken: orders to reimage in it are cancelled, rollouts in\n" +
+			"it are stopped, and a cluster that was not bootstrapped then is taken to run already, until its operator\n" +
+			"resets it.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := readConfig(path)

@@ -220,9 +220,6 @@ func advertisement(cfg *Config, name string, mac net.HardwareAddr) (ndp.Config, 
 		}
 	}
 	if err := ra.Validate(); err != nil {
-		if fe := new(inventory.FieldError); errors.As(err, &fe) && fe.Field == "lifetime" {
-			fe.Field = "routerLifetime" // as it is in the config file
-		}
 		return ra, fmt.Errorf("router advertisements on %s: %w", name, err)
 	}
 	return ra, nil

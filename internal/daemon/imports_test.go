@@ -31,7 +31,7 @@ var ours = map[string][]string{
 	"internal/images":              {"internal/inventory"},
 	"internal/machinelog":          {"internal/inventory"},
 	"internal/talos":               {"internal/inventory"},
-	"internal/admin":               {"internal/inventory", "internal/admin/api", "web"},
+	"internal/admin":               {"internal/inventory", "internal/admin/api"},
 	"internal/admin/api":           nil,
 	"internal/cli":                 {"internal/admin/api"},
 	"internal/racktest":            nil,

@@ -266,7 +266,7 @@ func TestValidate(t *testing.T) {
 	prefix := func(p Prefix) Config { return Config{Prefixes: []Prefix{p}} }
 	for field, cfg := range map[string]Config{
 		"maxInterval":       {MaxInterval: 3 * time.Second},
-		"lifetime":          {Lifetime: time.Minute},
+		"routerLifetime":    {Lifetime: time.Minute},
 		"mtu":               {MTU: 1279},
 		"prefixes[0]":       prefix(Prefix{Prefix: netip.MustParsePrefix("2001:db8::1/64")}),
 		"prefixes[0].slaac": prefix(Prefix{Prefix: netip.MustParsePrefix("2001:db8::/80"), SLAAC: true}),

@@ -82,7 +82,7 @@ func (c Config) Validate() error {
 		return bad("maxInterval", "4s to 30m", "%v is not an interval for router advertisements", c.MaxInterval)
 	}
 	if c.Lifetime != 0 && (c.Lifetime < c.MaxInterval || c.Lifetime > 9000*time.Second) {
-		return bad("lifetime", fmt.Sprintf("0, or %v to 2h30m", c.MaxInterval), "%v is not the lifetime of a router that advertises every %v", c.Lifetime, c.MaxInterval)
+		return bad("routerLifetime", fmt.Sprintf("0, or %v to 2h30m", c.MaxInterval), "%v is not the lifetime of a router that advertises every %v", c.Lifetime, c.MaxInterval)
 	}
 	if c.MTU != 0 && c.MTU < 1280 {
 		return bad("mtu", "1280 or more, or leave it out", "IPv6 does not work with an MTU of %d", c.MTU)
