@@ -149,7 +149,7 @@ func demoConfig(dir, proxy string) (*daemon.Config, error) {
 		"snponly.efi": racktest.Loader(racktest.AMD64), "kernel": racktest.Kernel(racktest.AMD64), "initramfs": racktest.Initramfs(),
 		"provisiond.yaml": fmt.Appendf(nil, `data: %[1]s/data
 address: ::1
-ports: {dhcpv6: 0, tftp: 0, http: 0, events: 0, kernelLog: 0}
+ports: {dhcpv6: 0, tftp: 0, http: 0, https: 0, events: 0, kernelLog: 0}
 api: {socket: %[1]s/provisiond.sock, listen: ""}
 loaders: {amd64/snponly.efi: %[1]s/snponly.efi}
 talos: {proxy: "%[2]s"}

@@ -166,7 +166,7 @@ func TestNothingIsLost(t *testing.T) {
 		c := &inventory.Cluster{
 			Name: "rack1", Endpoint: "https://[2001:db8::1]:6443", TalosVersion: "v1.13.6", KubernetesVersion: "1.36.2", Schematic: "abc",
 			PodSubnets: prefixes("fd00::/56"), ServiceSubnets: prefixes("fd01::/112"), DNS: addrs("2001:db8::53"), NTP: []string{"2001:db8::123"},
-			Addressing: inventory.Static, Install: inventory.InstallTarget{Disk: "/dev/sda", Image: "i"}, Patches: []string{"a"},
+			Addressing: inventory.Static, Delivery: inventory.OverHTTP, Install: inventory.InstallTarget{Disk: "/dev/sda", Image: "i"}, Patches: []string{"a"},
 			ControlPlanePatches: []string{"b"}, WorkerPatches: []string{"c"}, KernelArgs: []string{"x=y"},
 		}
 		noneZero(t, *c, "Created", "Rev", "Imported", "Epoch", "Install.DiskSelector")

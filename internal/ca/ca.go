@@ -28,10 +28,12 @@ const (
 	// leafLife is that of a server certificate. A leaked key is of no use for
 	// longer, and nobody has to renew one by hand.
 	leafLife = 30 * 24 * time.Hour
-	// backdate is how far before now a certificate begins: the clock of bare metal
-	// runs behind until NTP has set it.
-	backdate = time.Hour
 )
+
+// beginning is when every certificate of ours becomes valid. Bare metal whose clock
+// was lost stands at 1970, 2000 or the year of its firmware, and asks for its config
+// before NTP has set it; that a certificate is older than its key weakens nothing.
+func beginning() time.Time { return time.Unix(0, 0) }
 
 // CA signs certificates. It is safe for concurrent use.
 type CA struct {
@@ -48,10 +50,9 @@ func New() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the key of a CA: %w", err)
 	}
-	now := time.Now()
 	template := &x509.Certificate{
 		Subject:   pkix.Name{CommonName: "provisiond CA"},
-		NotBefore: now.Add(-backdate), NotAfter: now.Add(life),
+		NotBefore: beginning(), NotAfter: time.Now().Add(life),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
@@ -163,10 +164,9 @@ func (c *CA) Server(names ...string) func(*tls.ClientHelloInfo) (*tls.Certificat
 }
 
 func (c *CA) template(life time.Duration, usage x509.ExtKeyUsage) *x509.Certificate {
-	now := c.now()
 	return &x509.Certificate{
 		Subject:   pkix.Name{CommonName: "provisiond"},
-		NotBefore: now.Add(-backdate), NotAfter: now.Add(life),
+		NotBefore: beginning(), NotAfter: c.now().Add(life),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{usage},
 		BasicConstraintsValid: true,
 	}

@@ -54,6 +54,7 @@ func clusterFields() []field {
 		{"dns", "dns", texts, "name server (repeat)"},
 		{"ntp", "ntp", texts, "time server (repeat)"},
 		{"addressing", "addressing", text, "static or dhcpv6"},
+		{"delivery", "delivery", text, "how booting machines are given their config, https or http (default: https)"},
 		{"install-disk", "install.disk", text, "install disk, such as /dev/sda"},
 		{"install-disk-selector", "install.diskSelector", pairs, "install disk by KEY=VALUE of Talos' InstallDiskSelector (repeat)"},
 		{"install-image", "install.image", text, "installer image"},

@@ -3,6 +3,7 @@ package daemon
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/provisiond/provisiond/internal/boltstore"
+	"github.com/provisiond/provisiond/internal/ca"
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/inventory/storetest"
 )
@@ -54,10 +56,10 @@ func BenchmarkConfigHerd(b *testing.B) {
 		}
 	})
 	for i := range urls {
-		urls[i] = "http://" + d.Addrs().HTTP.String() + urls[i]
+		urls[i] = "https://" + d.Addrs().HTTPS.String() + urls[i]
 	}
 	body := make([]byte, size)
-	fixed := "http://" + bareServer(b, func(w http.ResponseWriter, _ *http.Request) {
+	fixed := "https://" + bareServer(b, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/yaml")
 		w.Header().Set("Content-Length", strconv.Itoa(size))
 		_, _ = w.Write(body)
@@ -126,7 +128,7 @@ func (l *lab) fillHerd(b *testing.B) (paths []string, size int) {
 	}
 	v, err := k.Machine(b.Context(), "m-00000")
 	check(err)
-	cfg, err := newConfigs(k, l.cfg, Addrs{}).config(b.Context(), v)
+	cfg, err := newConfigs(k, talosOptions(l.cfg, Addrs{}, nil)).config(b.Context(), v)
 	check(err)
 	return paths, cfg.Size
 }
@@ -137,8 +139,18 @@ func bareServer(b *testing.B, h http.HandlerFunc) string {
 	if err != nil {
 		b.Fatal(err)
 	}
+	text, err := ca.New()
+	if err != nil {
+		b.Fatal(err)
+	}
+	authority, err := ca.Load(text)
+	if err != nil {
+		b.Fatal(err)
+	}
 	srv := &http.Server{Handler: h}
-	go func() { _ = srv.Serve(l) }()
+	go func() {
+		_ = srv.Serve(tls.NewListener(l, &tls.Config{GetCertificate: authority.Server(), MinVersion: tls.VersionTLS13}))
+	}()
 	b.Cleanup(func() { _ = srv.Close() })
 	return l.Addr().String()
 }
@@ -190,7 +202,8 @@ func herdMain() error {
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		urls = append(urls, in.Text())
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Minute}
+	// Whom it trusts is no matter here.
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 2 * time.Minute}
 	took := make([]time.Duration, len(urls))
 	r := herdResult{Requests: len(urls)}
 	var mu sync.Mutex

@@ -27,6 +27,7 @@ type rawConfig struct {
 		DHCPv6    *uint16 `yaml:"dhcpv6"`
 		TFTP      *uint16 `yaml:"tftp"`
 		HTTP      *uint16 `yaml:"http"`
+		HTTPS     *uint16 `yaml:"https"`
 		Events    *uint16 `yaml:"events"`
 		KernelLog *uint16 `yaml:"kernelLog"`
 	} `yaml:"ports"`
@@ -96,7 +97,7 @@ type Config struct {
 	// relay, and DHCPv6 listens on Address.
 	Interfaces []string
 	// Ports of the rack's servers; 0 means any free one.
-	DHCPv6Port, TFTPPort, HTTPPort, EventsPort, KernelLogPort uint16
+	DHCPv6Port, TFTPPort, HTTPPort, HTTPSPort, EventsPort, KernelLogPort uint16
 	// Socket is the path of the API's unix socket; Listen is its TCP address,
 	// invalid for none.
 	Socket string
@@ -125,6 +126,7 @@ const (
 	portDHCPv6    = 547
 	portTFTP      = 69
 	portHTTP      = 8080
+	portHTTPS     = 8443
 	portEvents    = 4050
 	portKernelLog = 4051
 )
@@ -143,6 +145,7 @@ func ParseConfig(text []byte) (*Config, error) {
 		DHCPv6Port:    orPort(raw.Ports.DHCPv6, portDHCPv6),
 		TFTPPort:      orPort(raw.Ports.TFTP, portTFTP),
 		HTTPPort:      orPort(raw.Ports.HTTP, portHTTP),
+		HTTPSPort:     orPort(raw.Ports.HTTPS, portHTTPS),
 		EventsPort:    orPort(raw.Ports.Events, portEvents),
 		KernelLogPort: orPort(raw.Ports.KernelLog, portKernelLog),
 		Socket:        "/run/provisiond/provisiond.sock",
@@ -232,14 +235,8 @@ func (c *Config) validate(format string, wantsAdvertisements bool) error {
 	if c.Socket == "" && !c.Listen.IsValid() {
 		return bad("api", "set socket or listen", "the API listens nowhere")
 	}
-	if p := c.HTTPPort; p != 0 && p == c.EventsPort {
-		return bad("ports.events", "choose another", "%d is the port of http, too", p)
-	}
-	if p := c.KernelLogPort; p != 0 && c.KernelLog == "" && (p == c.HTTPPort || p == c.EventsPort) {
-		return bad("ports.kernelLog", "choose another", "%d is the port of http or events, too", p)
-	}
-	if p := c.DHCPv6Port; p != 0 && p == c.TFTPPort {
-		return bad("ports.tftp", "choose another", "%d is the port of dhcpv6, too", p)
+	if err := c.checkPorts(); err != nil {
+		return err
 	}
 	if c.TalosProxy != "" && !isHostPort(c.TalosProxy) {
 		return bad("talos.proxy", "HOST:PORT without a scheme, such as [2001:db8::3]:3128", "%q is not a host and a port", c.TalosProxy)
@@ -394,6 +391,28 @@ func set[T any](to *T, v *T) {
 	if v != nil {
 		*to = *v
 	}
+}
+
+// checkPorts refuses one port for two servers of a protocol.
+func (c *Config) checkPorts() error {
+	type server struct {
+		field string
+		port  uint16
+	}
+	tcp := []server{{"ports.http", c.HTTPPort}, {"ports.https", c.HTTPSPort}, {"ports.events", c.EventsPort}}
+	if c.KernelLog == "" {
+		tcp = append(tcp, server{"ports.kernelLog", c.KernelLogPort})
+	}
+	for _, servers := range [][]server{tcp, {{"ports.dhcpv6", c.DHCPv6Port}, {"ports.tftp", c.TFTPPort}}} {
+		taken := map[uint16]string{}
+		for _, s := range servers {
+			if other, ok := taken[s.port]; ok && s.port != 0 {
+				return &inventory.FieldError{Field: s.field, Problem: fmt.Sprintf("%d is that of %s, too", s.port, other), Fix: "choose another"}
+			}
+			taken[s.port] = s.field
+		}
+	}
+	return nil
 }
 
 func (rs rawSubnet) subnet(at string) (inventory.Subnet, error) {

@@ -26,6 +26,7 @@ import (
 	"github.com/provisiond/provisiond/internal/admin"
 	"github.com/provisiond/provisiond/internal/boltstore"
 	"github.com/provisiond/provisiond/internal/bootstrap"
+	"github.com/provisiond/provisiond/internal/ca"
 	"github.com/provisiond/provisiond/internal/dhcpv6"
 	"github.com/provisiond/provisiond/internal/httpconfig"
 	"github.com/provisiond/provisiond/internal/images"
@@ -68,6 +69,7 @@ type Addrs struct {
 	DHCPv6    netip.AddrPort
 	TFTP      netip.AddrPort
 	HTTP      netip.AddrPort
+	HTTPS     netip.AddrPort
 	Events    netip.AddrPort
 	KernelLog netip.AddrPort // invalid: machines send it elsewhere
 	API       netip.AddrPort // invalid: no TCP address
@@ -120,6 +122,10 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the server's DUID: %w", err)
 	}
+	authority, err := ownCA(ctx, keeper)
+	if err != nil {
+		return nil, err
+	}
 	blobs, err := images.Open(filepath.Join(cfg.Data, "images"))
 	if err != nil {
 		return nil, err
@@ -130,19 +136,19 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	urls := httpconfig.URLs{HTTP: d.addrs.HTTP, TFTP: d.addrs.TFTP, PXE: cfg.Boot, HTTPBoot: cfg.Boot}
+	urls := httpconfig.URLs{HTTP: d.addrs.HTTP, HTTPS: d.addrs.HTTPS, TFTP: d.addrs.TFTP, PXE: cfg.Boot, HTTPBoot: cfg.Boot}
 	files, err := loaders.New(loaders.Config{Files: cfg.Loaders, Autoexec: httpconfig.Autoexec(urls)})
 	if err != nil {
 		return nil, err
 	}
-	d.configs = newConfigs(keeper, cfg, d.addrs)
+	d.configs = newConfigs(keeper, talosOptions(cfg, d.addrs, authority.PEM()))
 	logs := d.openLogs(cfg, keeper)
 	client := talos.NewClient(talos.ClientOptions{Proxy: cfg.TalosProxy}, component(o.Log, "talos"))
 	api := machineAPI{client}
 
 	leases := dhcpv6.New(dhcpv6.Config{ServerDUID: duid, Boot: urls}, keeper, dhcpv6.NewKernelNeighbours(), component(o.Log, "dhcpv6"))
 	d.run("dhcpv6", func(ctx context.Context) error { return leases.Serve(ctx, sockets.dhcpv6) })
-	if err := d.serveRack(cfg, sockets, keeper, urls, files, blobs, logs); err != nil {
+	if err := d.serveRack(cfg, sockets, keeper, urls, authority, files, blobs, logs); err != nil {
 		return nil, err
 	}
 	d.run("bootstrap", bootstrap.New(keeper, api, component(o.Log, "bootstrap")).Run)
@@ -165,7 +171,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 }
 
 // serveRack adds the servers that machines speak to beside DHCPv6.
-func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, urls httpconfig.URLs, files fs.FS, blobs *images.Store, logs machineLogs) error {
+func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, urls httpconfig.URLs, authority *ca.CA, files fs.FS, blobs *images.Store, logs machineLogs) error {
 	var limits tftp.Config
 	if cfg.Address.IsLoopback() {
 		limits.MaxPerPeer = 512 // a simulated rack: all machines have one address
@@ -176,6 +182,7 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, ur
 	}
 	boot := httpconfig.New(httpconfig.Config{URLs: urls}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{d.configs}, Loaders: files, Images: blobs}, component(d.log, "http"))
 	d.run("http", func(ctx context.Context) error { return boot.Serve(ctx, s.http) })
+	d.run("https", func(ctx context.Context) error { return boot.ServeTLS(ctx, s.https, authority.Server()) })
 
 	sink := talos.NewEventSink(reports{keeper}, reports{keeper}, logs, component(d.log, "events"))
 	d.run("events", func(ctx context.Context) error { return sink.Serve(ctx, s.events) })
@@ -246,7 +253,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
 		d.log.Warn().Err(err).Msg("cannot tell systemd that we are ready")
 	}
-	d.log.Info().Stringer("dhcpv6", d.addrs.DHCPv6).Stringer("tftp", d.addrs.TFTP).Stringer("http", d.addrs.HTTP).
+	d.log.Info().Stringer("dhcpv6", d.addrs.DHCPv6).Stringer("tftp", d.addrs.TFTP).Stringer("http", d.addrs.HTTP).Stringer("https", d.addrs.HTTPS).
 		Stringer("events", d.addrs.Events).Stringer("kernelLog", d.addrs.KernelLog).Str("socket", d.addrs.Socket).Msg("ready")
 	<-ctx.Done()
 	d.log.Info().Msg("stopping")
@@ -331,6 +338,16 @@ func newServerDUID() ([]byte, error) {
 	return duid, nil
 }
 
+// ownCA loads the authority that machines and operators know us by, and makes it
+// once: whoever trusts it has a copy.
+func ownCA(ctx context.Context, keeper *inventory.Keeper) (*ca.CA, error) {
+	text, err := keeper.MetaOnce(ctx, "ca", ca.New)
+	if err != nil {
+		return nil, fmt.Errorf("our own CA: %w", err)
+	}
+	return ca.Load(text)
+}
+
 func component(log zerolog.Logger, name string) zerolog.Logger {
 	return log.With().Str("component", name).Logger()
 }
@@ -346,6 +363,7 @@ type sockets struct {
 	dhcpv6    net.PacketConn
 	tftp      []net.PacketConn
 	http      net.Listener
+	https     net.Listener
 	events    net.Listener
 	kernelLog net.Listener // nil: machines send it elsewhere
 	api       []net.Listener
@@ -397,6 +415,9 @@ func (d *Daemon) open(ctx context.Context, cfg *Config) (*sockets, error) {
 	// Boot connections are bounded in time by deadlines; probing them would cost four
 	// more system calls for each of a herd.
 	if s.http, d.addrs.HTTP, err = tcp(net.ListenConfig{KeepAlive: -1}, "HTTP boot", "ports.http", netip.AddrPortFrom(cfg.Address, cfg.HTTPPort)); err != nil {
+		return nil, err
+	}
+	if s.https, d.addrs.HTTPS, err = tcp(net.ListenConfig{KeepAlive: -1}, "HTTPS", "ports.https", netip.AddrPortFrom(cfg.Address, cfg.HTTPSPort)); err != nil {
 		return nil, err
 	}
 	if s.events, d.addrs.Events, err = tcp(net.ListenConfig{}, "the event sink", "ports.events", netip.AddrPortFrom(cfg.Address, cfg.EventsPort)); err != nil {

@@ -22,6 +22,7 @@ func TestRefusesToStart(t *testing.T) {
 	}{
 		"TFTP port in use":       {func(t *testing.T, l *lab) func() { return holdUDP(t, l.cfg.TFTPPort) }, "ports.tftp"},
 		"HTTP port in use":       {func(t *testing.T, l *lab) func() { return holdTCP(t, l.cfg.HTTPPort) }, "ports.http"},
+		"HTTPS port in use":      {func(t *testing.T, l *lab) func() { return holdTCP(t, l.cfg.HTTPSPort) }, "ports.https"},
 		"DHCPv6 port in use":     {func(t *testing.T, l *lab) func() { return holdUDP(t, l.cfg.DHCPv6Port) }, "DHCPv6"},
 		"event port in use":      {func(t *testing.T, l *lab) func() { return holdTCP(t, l.cfg.EventsPort) }, "ports.events"},
 		"kernel log port in use": {func(t *testing.T, l *lab) func() { return holdTCP(t, l.cfg.KernelLogPort) }, "ports.kernelLog"},

@@ -71,7 +71,7 @@ func missingIn(lines []machinelog.Line) string {
 	}
 	first, later, none := func(b uint64) bool { return b == 1 }, func(b uint64) bool { return b > 1 }, func(b uint64) bool { return b == 0 }
 	switch {
-	case !has(machinelog.Kernel, first, "Kernel command line:", "talos.config=http://", "/[token]"):
+	case !has(machinelog.Kernel, first, "Kernel command line:", "talos.config=https://", "/[token]"):
 		return "kernel line of the boot over the network"
 	case !has(machinelog.Kernel, first, "setting hostname"):
 		return "line from before the config"
@@ -228,9 +228,9 @@ func TestLogOfARemovedMachine(t *testing.T) {
 // Somebody else's receiver stands in for ours everywhere.
 func TestKernelLogElsewhere(t *testing.T) {
 	l := newLab(t)
-	own := newConfigs(nil, l.cfg, Addrs{KernelLog: netip.MustParseAddrPort("[2001:db8::2]:4051")})
-	if own.options.KernelLog != "tcp://[2001:db8::2]:4051/" {
-		t.Errorf("machines send to %s", own.options.KernelLog)
+	own := talosOptions(l.cfg, Addrs{KernelLog: netip.MustParseAddrPort("[2001:db8::2]:4051")}, nil)
+	if own.KernelLog != "tcp://[2001:db8::2]:4051/" {
+		t.Errorf("machines send to %s", own.KernelLog)
 	}
 	l.cfg.KernelLog = "udp://[2001:db8::9]:514"
 	d, err := New(t.Context(), Options{Config: l.cfg, Log: zerolog.Nop()})
@@ -242,7 +242,7 @@ func TestKernelLogElsewhere(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if d.Addrs().KernelLog.IsValid() || d.configs.options.KernelLog != "udp://[2001:db8::9]:514" {
-		t.Errorf("listening at %s, machines send to %s", d.Addrs().KernelLog, d.configs.options.KernelLog)
+	if d.Addrs().KernelLog.IsValid() || talosOptions(l.cfg, d.Addrs(), nil).KernelLog != "udp://[2001:db8::9]:514" {
+		t.Errorf("listening at %s, machines send to %s", d.Addrs().KernelLog, talosOptions(l.cfg, d.Addrs(), nil).KernelLog)
 	}
 }

@@ -99,13 +99,13 @@ func newLab(t *testing.T) *lab {
 	// Fixed ports, so that a machine finds the daemon again after a restart.
 	text := fmt.Sprintf(`data: %[1]s/data
 address: ::1
-ports: {dhcpv6: %[3]d, tftp: %[4]d, http: %[5]d, events: %[6]d, kernelLog: %[7]d}
+ports: {dhcpv6: %[3]d, tftp: %[4]d, http: %[5]d, https: %[6]d, events: %[7]d, kernelLog: %[8]d}
 api: {socket: %[1]s/sock, listen: ""}
 loaders: {amd64/snponly.efi: %[1]s/amd64.efi, arm64/snponly.efi: %[1]s/arm64.efi}
 talos: {proxy: "%[2]s"}
 subnets:
   - {name: rack1, prefix: "2001:db8:1::/64", machines: "2001:db8:1::100-2001:db8:1::1ff", pool: "2001:db8:1::f00-2001:db8:1::fff", strangers: true, gateway: "fe80::1", dns: ["2001:db8:1::53"], ntp: ["2001:db8:1::123"]}
-`, append([]any{l.dir, proxy.Addr()}, freePorts(t, "udp6", "udp6", "tcp6", "tcp6", "tcp6")...)...)
+`, append([]any{l.dir, proxy.Addr()}, freePorts(t, "udp6", "udp6", "tcp6", "tcp6", "tcp6", "tcp6")...)...)
 	if err := os.WriteFile(l.file(), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ var reloadable = []string{"Subnets", "Advertise"}
 // inFile is what a field of Config is called in the config file, where that is not
 // its own name.
 var inFile = map[string]string{
-	"DHCPv6Port": "ports.dhcpv6", "TFTPPort": "ports.tftp", "HTTPPort": "ports.http", "EventsPort": "ports.events", "KernelLogPort": "ports.kernelLog",
+	"DHCPv6Port": "ports.dhcpv6", "TFTPPort": "ports.tftp", "HTTPPort": "ports.http", "HTTPSPort": "ports.https", "EventsPort": "ports.events", "KernelLogPort": "ports.kernelLog",
 	"Socket": "api.socket", "Listen": "api.listen", "TalosProxy": "talos.proxy", "KernelLog": "talos.kernelLog",
 	"LogLevel": "log.level", "LogJSON": "log.format",
 }

@@ -20,7 +20,6 @@ import (
 type configs struct {
 	keeper   *inventory.Keeper
 	renderer *talos.Renderer
-	options  talos.Options
 	made     made
 }
 
@@ -73,12 +72,17 @@ func (m *made) forget() {
 	m.epoch++
 }
 
-func newConfigs(keeper *inventory.Keeper, cfg *Config, at Addrs) *configs {
-	options := talos.Options{EventSink: at.Events, KernelLog: cfg.KernelLog}
-	if options.KernelLog == "" && at.KernelLog.IsValid() {
-		options.KernelLog = "tcp://" + at.KernelLog.String() + "/"
+func newConfigs(keeper *inventory.Keeper, o talos.Options) *configs {
+	return &configs{keeper: keeper, renderer: talos.NewRenderer(o)}
+}
+
+// talosOptions is what every machine is told.
+func talosOptions(cfg *Config, at Addrs, trusted []byte) talos.Options {
+	o := talos.Options{EventSink: at.Events, KernelLog: cfg.KernelLog, TrustedRoots: string(trusted)}
+	if o.KernelLog == "" && at.KernelLog.IsValid() {
+		o.KernelLog = "tcp://" + at.KernelLog.String() + "/"
 	}
-	return &configs{keeper: keeper, renderer: talos.NewRenderer(options), options: options}
+	return o
 }
 
 // Defaults implements admin.Talos.
@@ -346,9 +350,8 @@ func (c rackConfigs) KernelLine(ctx context.Context, v inventory.View, configURL
 	if err := c.keep(ctx, v.Machine.Name, cfg); err != nil {
 		return "", err
 	}
-	return talos.KernelLine(talos.KernelInput{
-		Machine: v.Machine, Cluster: v.Cluster, Subnet: c.keeper.SubnetOf(v.Machine.Address), Arch: v.Image.Arch,
-		ConfigURL: configURL, EventSink: c.options.EventSink, KernelLog: c.options.KernelLog,
+	return c.renderer.KernelLine(talos.KernelInput{
+		Machine: v.Machine, Cluster: v.Cluster, Subnet: c.keeper.SubnetOf(v.Machine.Address), Arch: v.Image.Arch, ConfigURL: configURL,
 	})
 }
 

@@ -35,6 +35,7 @@ type fetch struct {
 	mac   inventory.MAC
 	token string
 	peer  netip.Addr
+	plain bool // it came over a connection that anyone can read
 
 	status int // 200; 403 or 404 for good; 204 for not yet
 	reason string
@@ -54,7 +55,7 @@ func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, http.StatusBadRequest, err.Error())
 		return
 	}
-	f := &fetch{mac: mac, token: param(r, "token"), peer: peerOf(r)}
+	f := &fetch{mac: mac, token: param(r, "token"), peer: peerOf(r), plain: r.TLS == nil}
 	s.look(r.Context(), f)
 	if f.status == http.StatusNoContent {
 		s.wait(r.Context(), f)
@@ -127,6 +128,8 @@ func (s *Server) load(ctx context.Context, f *fetch) {
 		f.is(http.StatusNoContent, "the inventory does not answer: "+err.Error())
 	} else if f.view.Machine == nil {
 		f.is(http.StatusNotFound, "this MAC is not registered")
+	} else if c := f.view.Cluster; f.plain && c != nil && !c.Plain() {
+		f.is(http.StatusForbidden, "configs of "+c.Name+" are delivered over https only")
 	}
 }
 

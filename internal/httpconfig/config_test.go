@@ -113,9 +113,9 @@ func TestConfigRecordsFirst(t *testing.T) {
 			t.Error("the answer began before it was recorded")
 		}
 	}
-	req := httptest.NewRequest(http.MethodGet, configPath+token, nil)
+	req := httptest.NewRequest(http.MethodGet, "https://[2001:db8::1]"+configPath+token, nil)
 	req.RemoteAddr = "[2001:db8::11]:1"
-	r.Handler().ServeHTTP(w, req)
+	r.secure.ServeHTTP(w, req)
 	if w.Code != 200 || len(r.keeper.recorded()) != 1 {
 		t.Errorf("status %d, recorded %v", w.Code, r.keeper.kinds())
 	}

@@ -229,6 +229,7 @@ type rack struct {
 func testURLs() URLs {
 	return URLs{
 		HTTP:     netip.MustParseAddrPort("[2001:db8::1]:8080"),
+		HTTPS:    netip.MustParseAddrPort("[2001:db8::1]:8443"),
 		TFTP:     netip.MustParseAddrPort("[2001:db8::1]:69"),
 		PXE:      map[inventory.Arch]string{inventory.AMD64: "amd64/snponly.efi", inventory.ARM64: "arm64/ipxe.efi"},
 		HTTPBoot: map[inventory.Arch]string{inventory.AMD64: "amd64/ipxe.efi", inventory.ARM64: "arm64/ipxe.efi"},

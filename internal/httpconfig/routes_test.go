@@ -14,15 +14,23 @@ import (
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
-// ask sends a request to the handler from a peer; headers are pairs.
+// ask sends a request to the handler from a peer, over TLS if it is for a config;
+// headers are pairs.
 func (r *rack) ask(method, target string, peer netip.Addr, headers ...string) *httptest.ResponseRecorder {
+	if strings.HasPrefix(target, "/config/") {
+		return r.over(r.secure, method, "https://[2001:db8::1]"+target, peer, headers...)
+	}
+	return r.over(r.router, method, target, peer, headers...)
+}
+
+func (r *rack) over(h http.Handler, method, target string, peer netip.Addr, headers ...string) *httptest.ResponseRecorder {
 	req := httptest.NewRequest(method, target, nil)
 	req.RemoteAddr = netip.AddrPortFrom(peer, 40000).String()
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
 	}
 	w := httptest.NewRecorder()
-	r.Handler().ServeHTTP(w, req)
+	h.ServeHTTP(w, req)
 	return w
 }
 
@@ -145,7 +153,7 @@ func TestAdvertised(t *testing.T) {
 	r := newRack(t)
 	r.boots(bootNow(7, token))
 	u := testURLs()
-	all := map[string]string{"entry": u.Entry(), "config": u.Config(mac1, token)}
+	all := map[string]string{"entry": u.Entry(), "config": u.Config(&inventory.Cluster{}, mac1, token)}
 	for _, arch := range []inventory.Arch{inventory.AMD64, inventory.ARM64} {
 		loader, ok := u.URL(inventory.FirmwareHTTP, arch, mac1)
 		if !ok {
@@ -162,12 +170,16 @@ func TestAdvertised(t *testing.T) {
 		all["kernel "+image.ID()], all["initramfs "+image.ID()] = u.Kernel(image, mac1, 7), u.Initramfs(image, mac1, 7)
 	}
 	for what, raw := range all {
-		path, ok := strings.CutPrefix(raw, "http://[2001:db8::1]:8080")
+		base := "http://[2001:db8::1]:8080"
+		if what == "config" {
+			base = "https://[2001:db8::1]:8443"
+		}
+		path, ok := strings.CutPrefix(raw, base)
 		if _, err := url.Parse(raw); err != nil || !ok {
 			t.Errorf("%s: %s is not a URL of ours: %v", what, raw, err)
 			continue
 		}
-		if w := r.ask("GET", path, stable); w.Code != http.StatusOK {
+		if w := r.ask(http.MethodGet, path, stable); w.Code != http.StatusOK {
 			t.Errorf("%s: GET %s gives %d", what, raw, w.Code)
 		}
 	}

@@ -18,7 +18,7 @@ func TestScripts(t *testing.T) {
 	install := func(number, again string) string {
 		return `#!ipxe
 echo provisiond: cp-1 starts Talos v1.13.6: install order 1 is outstanding
-kernel http://[2001:db8::1]:8080/image/v1.13.6/default/amd64/kernel?mac=52:54:00:00:00:01&boot=` + number + ` initrd=initramfs slab_nomerge talos.config=http://[2001:db8::1]:8080/config/52:54:00:00:00:01/` + token + ` || goto failed
+kernel http://[2001:db8::1]:8080/image/v1.13.6/default/amd64/kernel?mac=52:54:00:00:00:01&boot=` + number + ` initrd=initramfs slab_nomerge talos.config=https://[2001:db8::1]:8443/config/52:54:00:00:00:01/` + token + ` || goto failed
 initrd http://[2001:db8::1]:8080/image/v1.13.6/default/amd64/initramfs?mac=52:54:00:00:00:01&boot=` + number + ` || goto failed
 boot || goto failed
 :failed

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/provisiond/provisiond/internal/inventory"
 )
 
 // deadline bounds what must happen; nothing is timed with it.
@@ -190,7 +192,8 @@ func TestHeldLongerThanStall(t *testing.T) {
 	r.Server.config.Stall, r.Server.config.Hold = 20*time.Millisecond, 200*time.Millisecond
 	r.boots(bootNow(1, token))
 	r.configs.fail(errors.New("no disk"))
-	res, err := http.Get(r.serve(t) + "/config/52:54:00:00:00:01/" + token)
+	client, base := r.serveTLS(t)
+	res, err := client.Get(base + configPath + token)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,6 +207,7 @@ func TestHeldLongerThanStall(t *testing.T) {
 func TestStop(t *testing.T) {
 	r := newRack(t)
 	r.boots(bootNow(1, token))
+	r.keeper.view.Cluster.Delivery = inventory.OverHTTP
 	r.configs.fail(errors.New("no disk"))
 	l, err := net.Listen("tcp", "[::1]:0")
 	if err != nil {

@@ -5,6 +5,7 @@ package httpconfig
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"io/fs"
@@ -106,6 +107,7 @@ type Server struct {
 	config Config
 	Deps
 	router chi.Router
+	secure chi.Router // of the encrypted listener
 	log    zerolog.Logger
 	junk   zerolog.Logger // rate-limited: anyone on the network can cause these lines
 
@@ -123,6 +125,7 @@ func New(c Config, d Deps, log zerolog.Logger) *Server {
 		config:   c,
 		Deps:     d,
 		router:   chi.NewRouter(),
+		secure:   chi.NewRouter(),
 		log:      log,
 		junk:     log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second}),
 		refusals: rate.NewLimiter(5, 50),
@@ -138,10 +141,12 @@ func New(c Config, d Deps, log zerolog.Logger) *Server {
 	both(routeInitramfs, s.image)
 	// These two record what they answer, so there is no HEAD of them.
 	s.router.Get(routeScript, s.script)
-	s.router.Get(routeConfig, s.machineConfig)
-	s.router.NotFound(func(w http.ResponseWriter, r *http.Request) {
-		s.refuse(w, r, http.StatusNotFound, "there is nothing here")
-	})
+	for _, r := range []chi.Router{s.router, s.secure} {
+		r.Get(routeConfig, s.machineConfig)
+		r.NotFound(func(w http.ResponseWriter, r *http.Request) {
+			s.refuse(w, r, http.StatusNotFound, "there is nothing here")
+		})
+	}
 	return s
 }
 
@@ -152,7 +157,20 @@ func (s *Server) Handler() http.Handler { return s.router }
 // Serve answers the connections of l until ctx ends, then lets downloads go on
 // for a moment, closes l and every connection, and returns nil when all is
 // quiet. Config requests that are held are answered at once.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.serve(ctx, l, s.router) }
+
+// ServeTLS is Serve for what must not be read on the way: machine configs, and
+// nothing else. A failed handshake is no bad machine: Talos may try once before
+// it has read whom to trust.
+func (s *Server) ServeTLS(ctx context.Context, l net.Listener, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)) error {
+	return s.serve(ctx, tls.NewListener(l, &tls.Config{
+		GetCertificate: certificate,
+		MinVersion:     tls.VersionTLS13, // Talos speaks it
+		NextProtos:     []string{"http/1.1"},
+	}), s.secure)
+}
+
+func (s *Server) serve(ctx context.Context, l net.Listener, router http.Handler) error {
 	var active sync.WaitGroup
 	srv := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -163,7 +181,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 				_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 				w.Header().Set("Connection", "close")
 			}
-			s.router.ServeHTTP(w, r)
+			router.ServeHTTP(w, r)
 		}),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: readHeaderTimeout,

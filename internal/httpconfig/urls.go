@@ -28,8 +28,8 @@ const plainSchematic = "default"
 // host: neither firmware nor Talos before its config has a resolver on a network
 // of IPv6 only.
 type URLs struct {
-	// HTTP and TFTP are where machines reach the servers.
-	HTTP, TFTP netip.AddrPort
+	// HTTP, HTTPS and TFTP are where machines reach the servers.
+	HTTP, HTTPS, TFTP netip.AddrPort
 	// PXE and HTTPBoot name the loader of each architecture, as a path among the
 	// loaders such as "amd64/snponly.efi".
 	PXE, HTTPBoot map[inventory.Arch]string
@@ -97,9 +97,13 @@ func (u URLs) image(route string, i *inventory.Image, mac inventory.MAC, boot ui
 		"?mac=" + string(mac) + "&boot=" + strconv.FormatUint(boot, 10)
 }
 
-// Config is the URL of a machine's config in one boot. It is a secret.
-func (u URLs) Config(mac inventory.MAC, token string) string {
-	return u.base() + fill(routeConfig, "mac", string(mac), "token", token)
+// Config is the URL of the config of a cluster's machine in one boot. It is a secret.
+func (u URLs) Config(c *inventory.Cluster, mac inventory.MAC, token string) string {
+	base := "https://" + host(u.HTTPS, 443)
+	if c.Plain() {
+		base = u.base()
+	}
+	return base + fill(routeConfig, "mac", string(mac), "token", token)
 }
 
 // fill puts values into a route: pairs of name and value. A MAC keeps its

@@ -26,6 +26,7 @@ type Cluster struct {
 	DNS               []netip.Addr   `json:"dns,omitempty"`
 	NTP               []string       `json:"ntp,omitempty"`
 	Addressing        Addressing     `json:"addressing,omitempty"`
+	Delivery          Delivery       `json:"delivery,omitempty"`
 	Install           InstallTarget  `json:"install,omitzero"`
 	// Patches for all machines, then those of the role; a machine's own follow.
 	Patches             []string  `json:"patches,omitempty"`
@@ -41,6 +42,21 @@ type Cluster struct {
 
 	Rev uint64 `json:"-"`
 }
+
+// Delivery is how a machine config travels.
+type Delivery string
+
+// The ways. The empty Delivery is [OverHTTPS].
+const (
+	// OverHTTPS encrypts it, and gives it out in no other way.
+	OverHTTPS Delivery = "https"
+	// OverHTTP is for machines that cannot do better: whoever listens on the segment has
+	// the keys of the cluster.
+	OverHTTP Delivery = "http"
+)
+
+// Plain reports whether configs of the cluster may go out unencrypted.
+func (c *Cluster) Plain() bool { return c.Delivery == OverHTTP }
 
 // Secrets is the Talos secrets bundle of a cluster, as YAML. It is made by `cluster
 // create`, `cluster import` and `cluster reset`, and never by serving a request: a
@@ -127,6 +143,11 @@ func (c *Cluster) Validate() error {
 	case "", Static, DHCPv6:
 	default:
 		return fieldErr("addressing", "static or dhcpv6", "%q is not a way of addressing", c.Addressing)
+	}
+	switch c.Delivery {
+	case "", OverHTTPS, OverHTTP:
+	default:
+		return fieldErr("delivery", "https or http", "%q is not a way of delivering configs", c.Delivery)
 	}
 	if d := c.Install.Disk; d != "" && !strings.HasPrefix(d, "/dev/") {
 		return fieldErr("install.disk", "a device path such as /dev/sda", "%q is not a device path", d)

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -125,6 +127,31 @@ func (s *system) download(ctx context.Context) ([]byte, error) {
 	}
 }
 
+// trust is whom the machine trusts over TLS: the roots of the active config, in a file
+// that is written a moment after the config became active
+// (controllers/secrets/trusted_roots.go). Who needs no config for its network tries
+// once before that, and fails.
+type trust struct{ roots, written *x509.CertPool }
+
+func (t *trust) set(cfg config.Provider, late bool) {
+	t.roots = x509.NewCertPool()
+	for _, pem := range cfg.TrustedRoots().ExtraTrustedRootCertificates() {
+		t.roots.AppendCertsFromPEM([]byte(pem))
+	}
+	if !late {
+		t.written = t.roots
+	}
+}
+
+// now is what a try that begins now finds in the file.
+func (t *trust) now() *x509.CertPool {
+	found := t.written
+	if t.written = t.roots; found == nil {
+		return x509.NewCertPool() // without those that Talos brings along: none of them is ours
+	}
+	return found
+}
+
 // fetch is one try. The body is never nil then: an empty one is for the loader
 // to refuse.
 func (s *system) fetch(ctx context.Context, target string) (body []byte, err error) {
@@ -136,7 +163,7 @@ func (s *system) fetch(ctx context.Context, target string) (body []byte, err err
 		return nil, err
 	}
 	// Go's own User-Agent and Accept-Encoding, and Connection: close.
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: s.trust.now()}}}
 	res, err := client.Do(req)
 	if err != nil {
 		return nil, err

@@ -25,6 +25,7 @@ type system struct {
 	line   *commandLine // nil: started from the disk, with its own fixed line
 	events *eventLog
 	net    *links
+	trust  trust
 
 	live     sync.WaitGroup
 	draining chan struct{}
@@ -281,9 +282,10 @@ func (s *system) setSink(ctx context.Context, active config.Provider) {
 	})
 }
 
-// activate makes a config the active one: its network and sinks replace those
-// of the one before.
+// activate makes a config the active one: its network, sinks and trusted roots
+// replace those of the one before.
 func (s *system) activate(ctx context.Context, cfg config.Provider) error {
+	s.trust.set(cfg, len(s.net.addresses()) > 0)
 	if err := s.net.apply(ctx, cfg); err != nil {
 		return err
 	}

@@ -2,14 +2,15 @@ package talos
 
 import (
 	"encoding/base64"
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"net/url"
 	"strings"
 
+	"github.com/siderolabs/talos/pkg/machinery/config/config"
 	"github.com/siderolabs/talos/pkg/machinery/config/container"
 	"github.com/siderolabs/talos/pkg/machinery/config/encoder"
+	"github.com/siderolabs/talos/pkg/machinery/config/types/security"
 	"github.com/siderolabs/talos/pkg/machinery/constants"
 	"github.com/siderolabs/talos/pkg/machinery/imager/quirks"
 	"github.com/siderolabs/talos/pkg/machinery/kernel"
@@ -28,17 +29,16 @@ type KernelInput struct {
 	Subnet  *inventory.Subnet // needed for a static address
 	Arch    inventory.Arch
 	// ConfigURL is where Talos fetches its config. Its host should be an address:
-	// before the config Talos asks nobody but 1.1.1.1 for names.
+	// before the config Talos asks nobody but 1.1.1.1 for names. If it is https, Talos is
+	// told to trust [Options].TrustedRoots.
 	ConfigURL string
-	EventSink netip.AddrPort // zero: none
-	KernelLog string         // tcp://[2001:db8::5]:514; empty: none
 }
 
 // KernelLine returns the kernel's command line for one boot over the network:
 // Talos' defaults for its release, where the config is, how to get an address
-// before it (Talos by itself speaks no DHCPv6), the sinks, and the operator's
-// arguments last. What does not fit is an *inventory.FieldError.
-func KernelLine(in KernelInput) (string, error) {
+// before it (Talos by itself speaks no DHCPv6), whom to trust, the sinks, and the
+// operator's arguments last. What does not fit is an *inventory.FieldError.
+func (r *Renderer) KernelLine(in KernelInput) (string, error) {
 	m, c := in.Machine, in.Cluster
 	rel, err := releaseOf(m, c)
 	if err != nil {
@@ -58,19 +58,26 @@ func KernelLine(in KernelInput) (string, error) {
 		return "", err
 	}
 	args = append(args, constants.KernelParamConfig+"="+in.ConfigURL)
-	network, err := networkArg(in)
-	if err != nil {
-		return "", err
-	}
-	args = append(args, network)
-	if in.EventSink.IsValid() {
-		args = append(args, constants.KernelParamEventsSink+"="+in.EventSink.String())
-	}
-	if in.KernelLog != "" {
-		if err := checkKernelLog("kernelLog", in.KernelLog); err != nil {
+	if addressing(m, c) == inventory.Static {
+		ip, err := staticIP(in)
+		if err != nil {
 			return "", err
 		}
-		args = append(args, constants.KernelParamLoggingKernel+"="+in.KernelLog)
+		args = append(args, ip)
+	}
+	if early, err := r.earlyConfig(in); err != nil {
+		return "", err
+	} else if early != "" {
+		args = append(args, constants.KernelParamConfigEarly+"="+early)
+	}
+	if r.opts.EventSink.IsValid() {
+		args = append(args, constants.KernelParamEventsSink+"="+r.opts.EventSink.String())
+	}
+	if r.opts.KernelLog != "" {
+		if err := checkKernelLog("kernelLog", r.opts.KernelLog); err != nil {
+			return "", err
+		}
+		args = append(args, constants.KernelParamLoggingKernel+"="+r.opts.KernelLog)
 	}
 	for _, list := range []struct {
 		field string
@@ -126,14 +133,6 @@ func redactURL(s string) string {
 	return s
 }
 
-// networkArg is what gives the machine its address before it has a config.
-func networkArg(in KernelInput) (string, error) {
-	if addressing(in.Machine, in.Cluster) == inventory.DHCPv6 {
-		return earlyDHCPv6(in)
-	}
-	return staticIP(in)
-}
-
 // staticIP writes ip=ADDRESS::GATEWAY:LENGTH:HOST:DEVICE:off:DNS:DNS:NTP. The
 // device is always named: without one Talos takes the first in the alphabet,
 // which may be dummy0 or bond0.
@@ -165,12 +164,28 @@ func staticIP(in KernelInput) (string, error) {
 		quote(m.Address), quote(s.Gateway), s.Prefix.Bits(), m.Name, altName(m.BootMAC()), dns[0], dns[1], ntp), nil
 }
 
-// earlyDHCPv6 writes talos.config.early with the two documents that make Talos
-// run DHCPv6 on this NIC while it fetches its config.
-func earlyDHCPv6(in KernelInput) (string, error) {
-	docs, err := link(in.Machine, in.Cluster, in.Subnet)
-	if err != nil {
-		return "", err
+// earlyConfig is what Talos must have before its config, as talos.config.early
+// takes it: base64 of zstd. It is empty if nothing is needed. The machine config
+// replaces all of it (internal/app/machined/pkg/controllers/config/acquire.go).
+//
+//   - Two documents that make Talos run DHCPv6 on this NIC, where it has no ip=.
+//   - Whom to trust for an https URL. Talos may try once before it has read this,
+//     and tries again within two seconds.
+func (r *Renderer) earlyConfig(in KernelInput) (string, error) {
+	var docs []config.Document
+	if addressing(in.Machine, in.Cluster) == inventory.DHCPv6 {
+		var err error
+		if docs, err = link(in.Machine, in.Cluster, in.Subnet); err != nil {
+			return "", err
+		}
+	}
+	if r.opts.TrustedRoots != "" && strings.HasPrefix(in.ConfigURL, "https:") {
+		roots := security.NewTrustedRootsConfigV1Alpha1()
+		roots.MetaName, roots.Certificates = "provisiond", r.opts.TrustedRoots
+		docs = append(docs, roots)
+	}
+	if len(docs) == 0 {
+		return "", nil
 	}
 	c, err := container.New(docs...)
 	if err != nil {
@@ -180,22 +195,5 @@ func earlyDHCPv6(in KernelInput) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("writing the early config of %s: %w", in.Machine.Name, err)
 	}
-	return constants.KernelParamConfigEarly + "=" + base64.StdEncoding.EncodeToString(zstdFrame(text)), nil
-}
-
-// zstdFrame wraps data of at most 64 KiB in a zstd frame with one raw block
-// (RFC 8878, sections 3.1.1.1 and 3.1.1.2). Talos wants zstd; at this size
-// compressing would save some sixty characters and cost a dependency.
-func zstdFrame(data []byte) []byte {
-	const singleSegment2ByteSize = 1<<5 | 1<<6
-	out := []byte{0x28, 0xb5, 0x2f, 0xfd}
-	if n := len(data); n < 256 {
-		out = append(out, 1<<5, byte(n))
-	} else {
-		out = append(out, singleSegment2ByteSize)
-		out = binary.LittleEndian.AppendUint16(out, uint16(n-256))
-	}
-	block := uint32(len(data))<<3 | 1 // last block, raw
-	out = append(out, byte(block), byte(block>>8), byte(block>>16))
-	return append(out, data...)
+	return base64.StdEncoding.EncodeToString(r.zstd.EncodeAll(text, nil)), nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/siderolabs/talos/pkg/machinery/config/config"
 	"github.com/siderolabs/talos/pkg/machinery/config/configloader"
 	"github.com/siderolabs/talos/pkg/machinery/config/container"
@@ -36,6 +37,9 @@ type Options struct {
 	// KernelLog is where Talos sends its log, tcp://[2001:db8::5]:514. Empty
 	// means nowhere.
 	KernelLog string
+	// TrustedRoots are the PEM certificates by which Talos knows the server of an
+	// https config URL; empty: those it has anyway.
+	TrustedRoots string
 }
 
 // Validate returns an *inventory.FieldError, named as in the daemon's config
@@ -77,11 +81,14 @@ type Renderer struct {
 	patches *lru[*patch]
 	bases   *lru[*base]
 	configs *lru[*Config]
+	zstd    *zstd.Encoder // of early configs
 }
 
 // NewRenderer returns a Renderer with empty caches.
 func NewRenderer(o Options) *Renderer {
+	enc, _ := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(zstd.MinWindowSize)) // fails for bad options only
 	return &Renderer{
+		zstd:    enc,
 		opts:    o,
 		patches: newLRU[*patch](maxParsed),
 		bases:   newLRU[*base](maxBases),

@@ -1,0 +1,136 @@
+package httpconfig
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// serveTLS runs the encrypted server until the test ends, and returns a client that
+// trusts it and the URL of its root.
+func (r *rack) serveTLS(t testing.TB) (*http.Client, string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := selfSigned(t)
+	roots := x509.NewCertPool()
+	roots.AddCert(cert.Leaf)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- r.ServeTLS(ctx, l, func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return cert, nil })
+	}()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("ServeTLS returned %v", err)
+			}
+		case <-time.After(deadline):
+			t.Error("ServeTLS does not return")
+		}
+	})
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}, "https://" + l.Addr().String()
+}
+
+func selfSigned(t testing.TB) *tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv6loopback}}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// TestDelivery: a config leaves over TLS, and over plain HTTP only if its cluster says so.
+func TestDelivery(t *testing.T) {
+	for _, c := range []struct {
+		delivery inventory.Delivery
+		url      string // that the machine is given
+		plain    int    // status of plain HTTP
+	}{
+		{"", "https://[2001:db8::1]:8443/", 403},
+		{inventory.OverHTTPS, "https://[2001:db8::1]:8443/", 403},
+		{inventory.OverHTTP, "http://[2001:db8::1]:8080/", 200},
+	} {
+		r := newRack(t)
+		r.boots(bootNow(7, token))
+		r.keeper.view.Cluster.Delivery = c.delivery
+		if w := r.over(r.router, http.MethodGet, configPath+token, stable); w.Code != c.plain || strings.Contains(w.Body.String(), "v1alpha1") != (c.plain == 200) {
+			t.Errorf("%q: plain HTTP gives %d %q", c.delivery, w.Code, w.Body)
+		}
+		if w := r.ask(http.MethodGet, configPath+token, stable); w.Code != 200 {
+			t.Errorf("%q: https gives %d", c.delivery, w.Code)
+		}
+		if script := r.ask(http.MethodGet, "/boot/52:54:00:00:00:01/boot.ipxe?arch=x86_64", stable).Body.String(); !strings.Contains(script, "talos.config="+c.url) {
+			t.Errorf("%q: the script is\n%s", c.delivery, script)
+		}
+	}
+}
+
+// TestServeTLS: over the encrypted listener a machine gets its config and nothing
+// else; whoever does not trust us, and whoever speaks an older TLS, gets nothing.
+func TestServeTLS(t *testing.T) {
+	r := newRack(t)
+	r.boots(bootNow(7, token))
+	client, base := r.serveTLS(t)
+	res, err := client.Get(base + configPath + token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(res.Body)
+	res.Body.Close()
+	if err != nil || res.StatusCode != 200 || string(body) != "version: v1alpha1\n---\nkind: LinkConfig\n" || res.TLS.Version != tls.VersionTLS13 || res.Proto != "HTTP/1.1" {
+		t.Errorf("%d %s %q %v", res.StatusCode, res.Proto, body, err)
+	}
+	for _, path := range []string{"/", "/boot.ipxe", "/boot/52:54:00:00:00:01/boot.ipxe", "/loader/amd64/snponly.efi", imagePath + "kernel"} {
+		res, err := client.Get(base + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusNotFound {
+			t.Errorf("%s: %d over the encrypted listener", path, res.StatusCode)
+		}
+	}
+	var unknown x509.UnknownAuthorityError
+	strange := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: x509.NewCertPool()}}}
+	if _, err := strange.Get(base + configPath + token); !errors.As(err, &unknown) {
+		t.Errorf("without our CA: %v", err)
+	}
+	old := client.Transport.(*http.Transport).Clone()
+	old.TLSClientConfig.MaxVersion = tls.VersionTLS12
+	if _, err := (&http.Client{Transport: old}).Get(base + configPath + token); err == nil {
+		t.Error("TLS 1.2 is spoken")
+	}
+	if n := len(r.keeper.recorded()); n != 1 {
+		t.Errorf("recorded %v", r.keeper.kinds())
+	}
+}
