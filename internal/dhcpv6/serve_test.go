@@ -182,7 +182,8 @@ func TestServeReportsALostSocket(t *testing.T) {
 	}
 }
 
-// slowStrangers is an inventory whose disk hangs for strangers.
+// slowStrangers is an inventory whose disk hangs for strangers until it is let go: the
+// context, which ends after some seconds, would let machines pass in the end, too.
 type slowStrangers struct {
 	*rack
 	hang chan struct{}
@@ -190,10 +191,7 @@ type slowStrangers struct {
 
 func (r slowStrangers) Bind(ctx context.Context, b inventory.Binding) (inventory.Lease, error) {
 	if b.Machine == "" {
-		select {
-		case <-r.hang:
-		case <-ctx.Done():
-		}
+		<-r.hang
 	}
 	return r.rack.Bind(ctx, b)
 }
@@ -203,6 +201,8 @@ func (r slowStrangers) Bind(ctx context.Context, b inventory.Binding) (inventory
 func TestMachinesBeforeStrangers(t *testing.T) {
 	inv := slowStrangers{newRack(), make(chan struct{})}
 	to := serve(t, newServer(t, inv, nil))
+	letGo := sync.OnceFunc(func() { close(inv.hang) })
+	defer letGo() // the server does not stop before
 	conn, err := net.DialUDP("udp6", nil, net.UDPAddrFromAddrPort(to))
 	if err != nil {
 		t.Fatal(err)
@@ -216,7 +216,7 @@ func TestMachinesBeforeStrangers(t *testing.T) {
 	if _, err := ask(t, to, throughRelay(installMAC, talos.first())); err != nil {
 		t.Errorf("a machine: %v", err)
 	}
-	close(inv.hang)
+	letGo()
 	if _, err := ask(t, to, throughRelay(strangeMAC, talos.first())); err != nil {
 		t.Errorf("a stranger, afterwards: %v", err)
 	}
