@@ -123,20 +123,20 @@ type template struct {
 	xid, peer, duid int
 }
 
-// markMAC and markXID stand where a template is filled in.
-var markMAC = []byte{0x52, 0x54, 0xfa, 0xce, 0xfa, 0xce}
+// placeholderMAC stands in a template's DUID where fill writes the machine's.
+var placeholderMAC = []byte{0x52, 0x54, 0xfa, 0xce, 0xfa, 0xce}
 
 // benchClient is OVMF's PXE client; each machine has a DUID of its own.
 func benchClient() client {
 	c := ovmfPXE
-	c.duid = slices.Concat(c.duid[:12], markMAC)
+	c.duid = slices.Concat(c.duid[:12], placeholderMAC)
 	return c
 }
 
 func newTemplate(m []byte) template {
-	mac := hallMAC(0x0faceface & 0x7fffffff)
-	b := throughRelay(mac, m)
-	t := template{b: b, peer: 18, duid: bytes.Index(b, markMAC)}
+	anyMAC := hallMAC(0) // fill writes the machine's over its address
+	b := throughRelay(anyMAC, m)
+	t := template{b: b, peer: 18, duid: bytes.Index(b, placeholderMAC)}
 	t.xid = bytes.Index(b, m[:4]) + 1
 	return t
 }
