@@ -64,11 +64,13 @@ func wipes(t *testing.T, r *racktest.Rack, want map[string]int) {
 func TestReimage(t *testing.T) {
 	_, k, r := up(t)
 	for _, name := range []string{"w-1", "cp-2"} {
-		order(t, k, inventory.Event{Machine: name, Graceful: name == "cp-2"})
-		order(t, k, inventory.Event{Machine: name})
+		graceful := name == "cp-2"
+		for range 2 {
+			order(t, k, inventory.Event{Machine: name, Graceful: graceful})
+		}
 		verify(t, k, r)
 		v, err := k.Machine(t.Context(), name)
-		if o := v.Facts.Reimage; err != nil || o.Done != 1 || o.Via != inventory.ViaAPI || o.Attempts != 1 {
+		if o := v.Facts.Reimage; err != nil || o.Done != 1 || o.Via != inventory.ViaAPI || o.Attempts != 1 || o.Graceful != graceful {
 			t.Errorf("the reimage of %s ended as %+v, %v", name, o, err)
 		}
 	}
