@@ -152,7 +152,7 @@ func (w *world) do(o op) {
 	case restores:
 		w.restore(o.n)
 	}
-	w.crashed()
+	w.restartIfDead()
 	time.Sleep(time.Duration(o.n%7) * time.Second)
 }
 

@@ -210,13 +210,11 @@ func (w *world) start() {
 	}
 }
 
-// crashed restarts the daemon if it died.
-func (w *world) crashed() bool {
-	if w.store.left != 0 {
-		return false
+// restartIfDead restarts the daemon if it died.
+func (w *world) restartIfDead() {
+	if w.store.left == 0 {
+		w.start()
 	}
-	w.start()
-	return true
 }
 
 func (w *world) never(format string, args ...any) {
