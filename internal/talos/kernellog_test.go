@@ -85,6 +85,14 @@ func startKernelLog(t testing.TB, logs Logs, res Resolver) (k *KernelLog, addr s
 	return k, addr, stop
 }
 
+// bounded makes a read or an accept that hangs fail.
+func bounded(t testing.TB, c interface{ SetDeadline(time.Time) error }) {
+	t.Helper()
+	if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil && !errors.Is(err, net.ErrClosed) {
+		t.Fatal(err)
+	}
+}
+
 // sendLog writes text over a connection of its own, and waits until the receiver
 // has read it to the end or closed the connection.
 func sendLog(t testing.TB, addr, text string) {
@@ -94,9 +102,7 @@ func sendLog(t testing.TB, addr, text string) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil { // against a hang only
-		t.Fatal(err)
-	}
+	bounded(t, conn)
 	_, _ = io.WriteString(conn, text) // it may be closed before the end
 	_ = conn.(*net.TCPConn).CloseWrite()
 	_, _ = io.Copy(io.Discard, conn)
@@ -244,7 +250,7 @@ func TestKernelLogOfARemovedMachine(t *testing.T) {
 	if _, err := io.WriteString(conn, record(0, 0, "x")); err != nil {
 		t.Fatal(err)
 	}
-	_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second)) // against a hang only
+	bounded(t, conn)
 	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the connection is open: %v", err)
 	}
@@ -272,9 +278,10 @@ func TestKernelLogServeEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+	bounded(t, conn)
 	stop()
-	if _, err := conn.Read(make([]byte, 1)); err == nil {
-		t.Error("the connection is open")
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection is open: %v", err)
 	}
 	if again, err := net.Dial("tcp", addr); err == nil {
 		again.Close()
@@ -286,8 +293,9 @@ func TestKernelLogServeEnds(t *testing.T) {
 	if err := NewKernelLog(nil, nil, zerolog.Nop()).Serve(ctx, l); err != nil {
 		t.Error(err)
 	}
-	if _, err := l.Accept(); err == nil {
-		t.Error("the listener is open")
+	bounded(t, l.(*net.TCPListener))
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the listener is open: %v", err)
 	}
 	l = listen(t)
 	l.Close()
