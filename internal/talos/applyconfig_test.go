@@ -138,13 +138,14 @@ func TestApplyOutcomes(t *testing.T) {
 
 // A machine that took the call and says nothing may run the config.
 func TestApplyIsSentOnce(t *testing.T) {
+	t.Parallel()
 	in := testInput(t)
 	f := &fakeMachine{apply: func(ctx context.Context, _ *machineapi.ApplyConfigurationRequest) (*machineapi.ApplyConfiguration, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}}
 	c := f.start(t, testBundle(t), nil)
-	c.timeout = 150 * time.Millisecond
+	c.timeout = hangs / 2 // and twice that is what it waits
 	if _, got, err := c.ApplyConfig(t.Context(), in.Cluster, in.Secrets, loopback, nil, ApplyOptions{}); got != Unknown || err == nil || f.calls.Load() != 1 {
 		t.Errorf("got %s, %v after %d calls", got, err, f.calls.Load())
 	}
