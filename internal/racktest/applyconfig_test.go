@@ -2,9 +2,7 @@ package racktest
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -52,28 +50,11 @@ func TestApplyConfiguration(t *testing.T) {
 		{name: "one that does not validate", mode: auto, patch: "machine: {type: worker}", refused: "validate"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			f := NewFabric()
-			host := f.NewHost("cp-1")
-			defer host.Close()
-			addr := netip.MustParseAddr(endpointHost)
-			host.Claim(addr)
-			disk := &Disk{}
-			disk.Install(first)
-			disk.setEtcd("some cluster", 7)
-			n, err := NewNode(NodeOptions{Config: first, Hostname: "cp-1", Addresses: []netip.Addr{addr}, Network: host, Peers: &Registry{}, Disk: disk, Timing: FastTiming()})
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			done := make(chan error, 1)
-			go func() { done <- n.Run(ctx) }()
-			<-n.Ready()
+			n, disk, c := installedNode(t, NewFabric(), first)
 			next := []byte("x: [")
 			if !tc.broken {
 				next = machineConfig(t, newBundle(), machine.TypeControlPlane, tc.patch)
 			}
-			c := dial(t, f, newBundle(), addr)
 			resp, err := c.ApplyConfiguration(t.Context(), &machineapi.ApplyConfigurationRequest{Data: next, Mode: tc.mode, DryRun: tc.dry, TryModeTimeout: durationpb.New(50 * time.Millisecond)})
 			switch {
 			case tc.refused != "":
@@ -100,9 +81,9 @@ func TestApplyConfiguration(t *testing.T) {
 				if text, err := res.Provider().Bytes(); err != nil || !bytes.Equal(text, want) || !bytes.Equal(n.Config(), want) {
 					t.Errorf("it runs another config, %v", err)
 				}
-				cancel()
+				n.cancel()
 			}
-			if err := <-done; errors.Is(err, ErrReboot) != tc.reboots || tc.reboots && !errors.Is(err, errKexec) || !tc.reboots && err != nil {
+			if err := n.ended(); errors.Is(err, ErrReboot) != tc.reboots || tc.reboots && !errors.Is(err, errKexec) || !tc.reboots && err != nil {
 				t.Errorf("Run returned %v", err)
 			}
 			if want = first; tc.stored {

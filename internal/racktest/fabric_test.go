@@ -9,8 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestFabricProxy(t *testing.T) {
@@ -47,6 +49,9 @@ func TestFabricProxy(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
+		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
 		fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", target, target)
 		in := bufio.NewReader(c)
 		res, err := http.ReadResponse(in, &http.Request{Method: http.MethodConnect})
@@ -71,12 +76,12 @@ func TestFabricProxy(t *testing.T) {
 	}
 	// The machine loses power: the tunnel breaks.
 	host.Close()
-	if _, err := in.ReadByte(); err == nil {
-		t.Error("the tunnel outlived the machine")
+	if _, err := in.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the tunnel outlived the machine: %v", err)
 	}
-	<-served
+	receive(t, "the end of the listener", served)
 	cancel()
-	if err := <-done; err != nil {
+	if err := receive(t, "the end of ServeProxy", done); err != nil {
 		t.Errorf("ServeProxy: %v", err)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/siderolabs/talos/pkg/machinery/config/generate/secrets"
 	"github.com/siderolabs/talos/pkg/machinery/config/machine"
 	"github.com/siderolabs/talos/pkg/machinery/constants"
+	"github.com/siderolabs/talos/pkg/machinery/role"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
@@ -127,11 +128,50 @@ func dial(t *testing.T, f *Fabric, b *secrets.Bundle, addr netip.Addr) *client.C
 	return c
 }
 
-// eventually waits for a condition without a fixed sleep; the test's own
-// deadline ends it.
+// dialMachine is dial for a machine of a rack.
+func dialMachine(t *testing.T, m *Machine) *client.Client {
+	t.Helper()
+	return dial(t, m.opts.Fabric, newBundle(), address(m.MAC(), 0))
+}
+
+// dialAs is dial for one who may do less than an admin.
+func dialAs(t *testing.T, f *Fabric, r role.Role, addr netip.Addr) *client.Client {
+	t.Helper()
+	pair, err := input(t, newBundle()).Options.SecretsBundle.GenerateTalosAPIClientCertificateWithTTL(role.MakeSet(r), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tc := talosconfig(t, newBundle())
+	lesser := tc.Contexts[tc.Context]
+	lesser.Crt, lesser.Key = b64(pair.Crt), b64(pair.Key)
+	c, err := client.New(t.Context(), client.WithConfigContext(lesser), client.WithEndpoints(addr.String()),
+		client.WithGRPCDialOptions(fabricDialer(f)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// patience bounds every wait in these tests, of which none takes more than seconds on a
+// busy host.
+const patience = 30 * time.Second
+
+// receive waits for a value, or for the end of a channel.
+func receive[T any](t *testing.T, what string, from <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-from:
+	case <-time.After(patience):
+		t.Fatalf("never came: %s", what)
+	}
+	return v
+}
+
+// eventually waits for a condition without a fixed sleep.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for !cond() {
 		if time.Now().After(deadline) {
 			t.Fatalf("never came: %s", what)
@@ -145,7 +185,12 @@ func eventually(t *testing.T, what string, cond func() bool) {
 func fabricDialer(f *Fabric) []grpc.DialOption {
 	// Without this a client waits a second after each refused connection.
 	often := grpc.ConnectParams{MinConnectTimeout: 10 * time.Second, Backoff: grpcbackoff.Config{BaseDelay: time.Millisecond, Multiplier: 1.5, MaxDelay: 20 * time.Millisecond}}
-	return []grpc.DialOption{grpc.WithNoProxy(), grpc.WithConnectParams(often), grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+	bounded := func(ctx context.Context, method string, req, reply any, c *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		return call(ctx, method, req, reply, c, opts...)
+	}
+	return []grpc.DialOption{grpc.WithNoProxy(), grpc.WithConnectParams(often), grpc.WithChainUnaryInterceptor(bounded), grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 		return f.DialContext(ctx, "tcp", address)
 	})}
 }

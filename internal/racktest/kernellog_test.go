@@ -17,6 +17,9 @@ func TestKernelLogBeginsAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
 	k := newKernelLog()
 	k.kernel("Linux version")
 	k.talos("phase %s", "config")
@@ -35,7 +38,7 @@ func TestKernelLogBeginsAnew(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = conn.SetDeadline(time.Now().Add(30 * time.Second)) // against a hang only
+		_ = conn.SetDeadline(time.Now().Add(patience))
 		in := bufio.NewScanner(conn)
 		for len(lines) < n && in.Scan() {
 			var got line
@@ -54,7 +57,7 @@ func TestKernelLogBeginsAnew(t *testing.T) {
 	k.talos("after")
 	again, conn := read(3)
 	close(draining)
-	<-done
+	receive(t, "the end of the stream", done)
 	conn.Close()
 	if first[0] != again[0] || first[1] != again[1] || again[2].Seq != 2 || again[2].Msg != "[talos] after\n" {
 		t.Errorf("first %+v, then %+v", first, again)

@@ -49,7 +49,7 @@ func newMachine(t *testing.T, s *site, change func(*MachineOptions)) *Machine {
 
 // bootstrapWhenUp plays the operator for a machine.
 func bootstrapWhenUp(ctx context.Context, t *testing.T, m *Machine) {
-	c := dial(t, m.opts.Fabric, newBundle(), address(m.MAC(), 0))
+	c := dialMachine(t, m)
 	for ctx.Err() == nil && bootstrapCode(ctx, c) != codes.OK {
 		sleep(ctx, 5*time.Millisecond)
 	}
@@ -357,7 +357,7 @@ func TestNoAddressHangs(t *testing.T) {
 				t.Error("it fetched a config without an address")
 			}
 			cancel()
-			if err := <-done; !errors.Is(err, context.Canceled) {
+			if err := receive(t, "the end of PowerOn", done); !errors.Is(err, context.Canceled) {
 				t.Errorf("PowerOn: %v", err)
 			}
 		})

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,8 +20,16 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// startNode runs a node on the fabric until the test ends, or off is called.
-func startNode(t *testing.T, f *Fabric, peers Peers, name string, addr string, config []byte, change func(*NodeOptions)) (n *Node, off func()) {
+// runningNode is a node on a fabric.
+type runningNode struct {
+	*Node
+	host   *Host
+	cancel context.CancelFunc
+	ended  func() error // waits for the end of Run and returns its error
+}
+
+// runNode runs a node until the test ends, or before.
+func runNode(t *testing.T, f *Fabric, peers Peers, name string, addr string, config []byte, change func(*NodeOptions)) runningNode {
 	t.Helper()
 	host := f.NewHost(name)
 	host.Claim(netip.MustParseAddr(addr))
@@ -36,22 +45,60 @@ func startNode(t *testing.T, f *Fabric, peers Peers, name string, addr string, c
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- n.Run(ctx) }()
-	stopped := false
-	off = func() {
-		if stopped {
-			return
-		}
-		stopped = true
+	done := make(chan struct{})
+	go func() { defer close(done); err = n.Run(ctx) }()
+	ended := func() error {
+		t.Helper()
+		receive(t, "the end of "+name, done)
+		return err
+	}
+	t.Cleanup(func() {
 		cancel()
 		host.Close()
-		if err := <-done; err != nil {
+		_ = ended() // who cares for it has asked
+	})
+	return runningNode{n, host, cancel, ended}
+}
+
+// startNode is runNode for a node that ends when it loses its power only, with off or
+// the test.
+func startNode(t *testing.T, f *Fabric, peers Peers, name string, addr string, config []byte, change func(*NodeOptions)) (n *Node, off func()) {
+	t.Helper()
+	r := runNode(t, f, peers, name, addr, config, change)
+	off = sync.OnceFunc(func() {
+		r.cancel()
+		r.host.Close()
+		if err := r.ended(); err != nil {
 			t.Errorf("%s: Run returned %v", name, err)
 		}
-	}
+	})
 	t.Cleanup(off)
-	return n, off
+	return r.Node, off
+}
+
+// installedNode runs a control plane that has its config and an etcd's data on its disk,
+// and waits until it is up.
+func installedNode(t *testing.T, f *Fabric, config []byte) (n runningNode, disk *Disk, c *client.Client) {
+	t.Helper()
+	disk = &Disk{}
+	disk.Install(config)
+	disk.setEtcd("some cluster", 7)
+	n = runNode(t, f, &Registry{}, "cp-1", endpointHost, config, func(o *NodeOptions) { o.Disk = disk })
+	ready(t, n.Node)
+	return n, disk, dial(t, f, newBundle(), netip.MustParseAddr(endpointHost))
+}
+
+// ready waits until nodes are up.
+func ready(t *testing.T, nodes ...*Node) {
+	t.Helper()
+	for _, n := range nodes {
+		receive(t, n.opts.Hostname+" up", n.Ready())
+	}
+}
+
+func bootstrap(t *testing.T, c *client.Client) {
+	t.Helper()
+	eventually(t, "bootstrap", func() bool { return bootstrapCode(t.Context(), c) == codes.OK })
 }
 
 func bootstrapCode(ctx context.Context, c *client.Client) codes.Code {
@@ -62,9 +109,7 @@ func bootstrapCode(ctx context.Context, c *client.Client) codes.Code {
 
 func etcdState(t *testing.T, c *client.Client) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	list, err := c.ServiceList(ctx)
+	list, err := c.ServiceList(t.Context())
 	if err != nil {
 		return err.Error()
 	}
@@ -102,7 +147,7 @@ func TestBootstrapCodes(t *testing.T) {
 				})
 			}
 			if tc.name == "time is not in sync" {
-				eventually(t, "cri", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.healthy("cri") })
+				eventually(t, "cri", func() bool { return n.isHealthy("cri") })
 			}
 			if got := bootstrapCode(t.Context(), c); got != tc.want {
 				t.Errorf("Bootstrap answered %v, want %v", got, tc.want)
@@ -126,7 +171,7 @@ func TestBootstrapRepeated(t *testing.T) {
 		o.Timing.EtcdPull = 400 * time.Millisecond
 	})
 	c := dial(t, f, newBundle(), netip.MustParseAddr(endpointHost))
-	eventually(t, "a first OK", func() bool { return bootstrapCode(t.Context(), c) == codes.OK })
+	bootstrap(t, c)
 	for range 5 {
 		if got := bootstrapCode(t.Context(), c); got != codes.OK {
 			t.Fatalf("a repeated call answered %v while the data directory is empty", got)
@@ -135,7 +180,7 @@ func TestBootstrapRepeated(t *testing.T) {
 	if n.Accepted() != 6 {
 		t.Errorf("%d calls accepted, want 6", n.Accepted())
 	}
-	<-n.Ready()
+	ready(t, n)
 	if got := bootstrapCode(t.Context(), c); got != codes.AlreadyExists {
 		t.Errorf("after etcd came up Bootstrap answered %v", got)
 	}
@@ -171,7 +216,7 @@ func TestMemberListHangsBeforeBootstrap(t *testing.T) {
 	if ms.TypedSpec().Stage != runtime.MachineStageBooting || ms.TypedSpec().Status.Ready {
 		t.Errorf("machine status is %+v", ms.TypedSpec())
 	}
-	eventually(t, "bootstrap", func() bool { return bootstrapCode(t.Context(), c) == codes.OK })
+	bootstrap(t, c)
 	list, err := c.EtcdMemberList(t.Context(), &machineapi.EtcdMemberListRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -186,31 +231,17 @@ func TestForeignAndLesserCertificates(t *testing.T) {
 	n, _ := startNode(t, f, &Registry{}, "cp-1", endpointHost, machineConfig(t, newBundle(), machine.TypeControlPlane), nil)
 	addr := netip.MustParseAddr(endpointHost)
 	ours := dial(t, f, newBundle(), addr)
-	eventually(t, "cri", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.healthy("cri") && n.healthy("apid") })
+	eventually(t, "cri", func() bool { return n.isHealthy("cri") && n.isHealthy("apid") })
 
 	foreign := dial(t, f, foreignBundle(), addr)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	if err := foreign.Bootstrap(ctx, &machineapi.BootstrapRequest{}); err == nil || client.StatusCode(err) == codes.OK {
+	if err := foreign.Bootstrap(t.Context(), &machineapi.BootstrapRequest{}); err == nil || client.StatusCode(err) == codes.OK {
 		t.Fatal("a certificate of another cluster's CA was accepted")
 	}
 	if n.Accepted() != 0 {
 		t.Fatal("a foreign caller bootstrapped")
 	}
 
-	in := input(t, newBundle())
-	reader, err := in.Options.SecretsBundle.GenerateTalosAPIClientCertificateWithTTL(role.MakeSet(role.Reader), time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tc := talosconfig(t, newBundle())
-	lesser := tc.Contexts[tc.Context]
-	lesser.Crt, lesser.Key = b64(reader.Crt), b64(reader.Key)
-	rc, err := client.New(t.Context(), client.WithConfigContext(lesser), client.WithEndpoints(endpointHost), client.WithGRPCDialOptions(fabricDialer(f)...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rc.Close()
+	rc := dialAs(t, f, role.Reader, addr)
 	if _, err := rc.Version(t.Context()); err != nil {
 		t.Errorf("os:reader may not ask for the version: %v", err)
 	}
@@ -227,7 +258,7 @@ func TestWorkerNeedsTrustd(t *testing.T) {
 	peers := &Registry{}
 	worker := netip.MustParseAddr("fd00:1ab::21")
 	n, _ := startNode(t, f, peers, "w-1", worker.String(), machineConfig(t, newBundle(), machine.TypeWorker), nil)
-	eventually(t, "cri", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.healthy("cri") })
+	eventually(t, "cri", func() bool { return n.isHealthy("cri") })
 	var refused *net.OpError
 	if _, err := f.DialContext(t.Context(), "tcp", "[fd00:1ab::21]:50000"); !errors.As(err, &refused) {
 		t.Fatalf("a worker without a control plane opened its API: %v", err)
@@ -239,8 +270,8 @@ func TestWorkerNeedsTrustd(t *testing.T) {
 		t.Errorf("Bootstrap of a worker answered %v", got)
 	}
 	cp := dial(t, f, newBundle(), netip.MustParseAddr(endpointHost))
-	eventually(t, "bootstrap", func() bool { return bootstrapCode(t.Context(), cp) == codes.OK })
-	<-n.Ready()
+	bootstrap(t, cp)
+	ready(t, n)
 }
 
 // A worker whose machine token is another cluster's gets no certificate.
@@ -248,7 +279,7 @@ func TestTrustdRefusesWrongToken(t *testing.T) {
 	f := NewFabric()
 	peers := &Registry{}
 	cp, _ := startNode(t, f, peers, "cp-1", endpointHost, machineConfig(t, newBundle(), machine.TypeControlPlane), nil)
-	eventually(t, "trustd", func() bool { cp.mu.Lock(); defer cp.mu.Unlock(); return cp.healthy("trustd") })
+	eventually(t, "trustd", func() bool { return cp.isHealthy("trustd") })
 	text := machineConfig(t, newBundle(), machine.TypeWorker, "machine:\n  token: aaaaaa.bbbbbbbbbbbbbbbb\n")
 	n, err := NewNode(NodeOptions{Config: text, Hostname: "w-1", Addresses: []netip.Addr{netip.MustParseAddr("fd00:1ab::21")}, Network: f.NewHost("w-1"), Peers: peers, Timing: FastTiming()})
 	if err != nil {
@@ -273,10 +304,8 @@ func TestControlPlanesJoin(t *testing.T) {
 		nodes = append(nodes, n)
 	}
 	c := dial(t, f, newBundle(), netip.MustParseAddr(endpointHost))
-	eventually(t, "bootstrap", func() bool { return bootstrapCode(t.Context(), c) == codes.OK })
-	for _, n := range nodes {
-		<-n.Ready()
-	}
+	bootstrap(t, c)
+	ready(t, nodes...)
 	for _, n := range nodes[1:] {
 		if n.Accepted() != 0 || n.opts.Disk.Etcd() != nodes[0].opts.Disk.Etcd() {
 			t.Errorf("%s did not join", n.opts.Hostname)
@@ -287,8 +316,8 @@ func TestControlPlanesJoin(t *testing.T) {
 	lone := netip.MustParseAddr("fd00:1ab::14")
 	n, _ := startNode(t, f, &Registry{}, "cp-4", lone.String(), config, nil)
 	c4 := dial(t, f, newBundle(), lone)
-	eventually(t, "a second bootstrap", func() bool { return bootstrapCode(t.Context(), c4) == codes.OK })
-	<-n.Ready()
+	bootstrap(t, c4)
+	ready(t, n)
 	if n.opts.Disk.Etcd() == nodes[0].opts.Disk.Etcd() {
 		t.Error("the second cluster has the first one's etcd")
 	}
@@ -302,10 +331,8 @@ func TestEndpointPeers(t *testing.T) {
 	second, _ := startNode(t, f, nil, "cp-2", "fd00:1ab::12", config, func(o *NodeOptions) { o.Peers = &EndpointPeers{Network: o.Network} })
 	worker, _ := startNode(t, f, nil, "w-1", "fd00:1ab::21", machineConfig(t, newBundle(), machine.TypeWorker), func(o *NodeOptions) { o.Peers = &EndpointPeers{Network: o.Network} })
 	c := dial(t, f, newBundle(), netip.MustParseAddr(endpointHost))
-	eventually(t, "bootstrap", func() bool { return bootstrapCode(t.Context(), c) == codes.OK })
-	<-first.Ready()
-	<-second.Ready()
-	<-worker.Ready()
+	bootstrap(t, c)
+	ready(t, first, second, worker)
 	if second.Accepted() != 0 || second.opts.Disk.Etcd() != first.opts.Disk.Etcd() {
 		t.Error("cp-2 did not join")
 	}
@@ -319,16 +346,14 @@ func TestPowerLoss(t *testing.T) {
 	n, off := startNode(t, f, &Registry{}, "cp-1", endpointHost, config, func(o *NodeOptions) { o.Disk = disk })
 	addr := netip.MustParseAddr(endpointHost)
 	c := dial(t, f, newBundle(), addr)
-	eventually(t, "bootstrap", func() bool { return bootstrapCode(t.Context(), c) == codes.OK })
-	<-n.Ready()
+	bootstrap(t, c)
+	ready(t, n)
 	off()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	if _, err := c.Version(ctx); client.StatusCode(err) != codes.Unavailable {
+	if _, err := c.Version(t.Context()); client.StatusCode(err) != codes.Unavailable {
 		t.Errorf("a node without power answered %v", err)
 	}
 	n, _ = startNode(t, f, &Registry{}, "cp-1", endpointHost, config, func(o *NodeOptions) { o.Disk = disk })
-	<-n.Ready()
+	ready(t, n)
 	if n.Accepted() != 0 {
 		t.Error("it was bootstrapped again")
 	}

@@ -39,7 +39,7 @@ func newRack(t *testing.T, s *site, o RackOptions, operate ...int) *Rack {
 	var operators sync.WaitGroup
 	t.Cleanup(func() { cancel(); operators.Wait() })
 	for _, i := range operate {
-		c := dial(t, r.Fabric, newBundle(), address(r.Machines[i].MAC(), 0))
+		c := dialMachine(t, r.Machines[i])
 		operators.Go(func() {
 			for ctx.Err() == nil && bootstrapCode(ctx, c) != codes.OK {
 				sleep(ctx, 5*time.Millisecond)

@@ -19,15 +19,10 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// patience bounds a call in these tests, seconds on a busy host.
-const patience = 20 * time.Second
-
 // members lists etcd's members by host name, as one control plane sees them.
 func members(t *testing.T, c *client.Client) map[string]uint64 {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	list, err := c.EtcdMemberList(ctx, &machineapi.EtcdMemberListRequest{})
+	list, err := c.EtcdMemberList(t.Context(), &machineapi.EtcdMemberListRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,9 +39,7 @@ func members(t *testing.T, c *client.Client) map[string]uint64 {
 
 func remove(t *testing.T, c *client.Client, id uint64) codes.Code {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	return client.StatusCode(c.EtcdRemoveMemberByID(ctx, &machineapi.EtcdRemoveMemberByIDRequest{MemberId: id}))
+	return client.StatusCode(c.EtcdRemoveMemberByID(t.Context(), &machineapi.EtcdRemoveMemberByIDRequest{MemberId: id}))
 }
 
 // planes are three control planes of one cluster, and what each is reached by.
@@ -79,10 +72,8 @@ func newPlanes(t *testing.T) *planes {
 		p.on(t, i)
 		p.clients[i] = dial(t, p.fabric, newBundle(), p.addr(i))
 	}
-	eventually(t, "bootstrap", func() bool { return bootstrapCode(t.Context(), p.clients[0]) == codes.OK })
-	for _, n := range p.nodes {
-		<-n.Ready()
-	}
+	bootstrap(t, p.clients[0])
+	ready(t, p.nodes[:]...)
 	return p
 }
 
@@ -121,7 +112,7 @@ func TestMembersOutliveTheirMachines(t *testing.T) {
 	}
 
 	p.on(t, 1)
-	<-p.nodes[1].Ready()
+	ready(t, p.nodes[1])
 	if got := members(t, p.clients[0]); len(got) != 3 || got["cp-2"] != before["cp-2"] {
 		t.Errorf("with cp-2 back the members are %v, before %v", got, before)
 	}
@@ -147,7 +138,7 @@ func TestRemovedMember(t *testing.T) {
 	p.off[2]()
 	p.disks[2].Wipe()
 	p.on(t, 2)
-	<-p.nodes[2].Ready()
+	ready(t, p.nodes[2])
 	if got := members(t, p.clients[0]); len(got) != 3 || got["cp-3"] == before["cp-3"] {
 		t.Errorf("members are %v, before %v", got, before)
 	}
@@ -172,7 +163,7 @@ func TestStaleMember(t *testing.T) {
 		t.Errorf("after the wipe the members are %v, before %v", got, before)
 	}
 	p.on(t, 2)
-	<-p.nodes[2].Ready()
+	ready(t, p.nodes[2])
 	if got := members(t, p.clients[0]); len(got) != 3 || got["cp-3"] == before["cp-3"] {
 		t.Errorf("after it joined again the members are %v, before %v", got, before)
 	}
@@ -210,18 +201,7 @@ func TestResetIsForAdmins(t *testing.T) {
 	disk := &Disk{}
 	n, _ := startNode(t, f, &Registry{}, "cp-1", endpointHost, machineConfig(t, newBundle(), machine.TypeControlPlane), func(o *NodeOptions) { o.Disk = disk })
 	eventually(t, "the API", func() bool { return n.isHealthy("apid") })
-	pair, err := input(t, newBundle()).Options.SecretsBundle.GenerateTalosAPIClientCertificateWithTTL(role.MakeSet(role.Operator), time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tc := talosconfig(t, newBundle())
-	lesser := tc.Contexts[tc.Context]
-	lesser.Crt, lesser.Key = b64(pair.Crt), b64(pair.Key)
-	c, err := client.New(t.Context(), client.WithConfigContext(lesser), client.WithEndpoints(endpointHost), client.WithGRPCDialOptions(fabricDialer(f)...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := dialAs(t, f, role.Operator, netip.MustParseAddr(endpointHost))
 	for name, err := range map[string]error{
 		"Reset":                c.ResetGeneric(t.Context(), &machineapi.ResetRequest{Reboot: true}),
 		"EtcdRemoveMemberByID": c.EtcdRemoveMemberByID(t.Context(), &machineapi.EtcdRemoveMemberByIDRequest{MemberId: 1}),
@@ -270,31 +250,15 @@ func TestReset(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f := NewFabric()
-			host := f.NewHost("cp-1")
-			defer host.Close()
-			addr := netip.MustParseAddr(endpointHost)
-			host.Claim(addr)
-			disk := &Disk{}
-			disk.Install(config)
-			disk.setEtcd("some cluster", 7)
-			n, err := NewNode(NodeOptions{Config: config, Hostname: "cp-1", Addresses: []netip.Addr{addr}, Network: host, Peers: &Registry{}, Disk: disk, Timing: FastTiming()})
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan error, 1)
-			go func() { done <- n.Run(ctx) }()
-			<-n.Ready()
-			c := dial(t, f, newBundle(), addr)
-			err = c.ResetGeneric(t.Context(), tc.req)
+			n, disk, c := installedNode(t, f, config)
+			err := c.ResetGeneric(t.Context(), tc.req)
 			if (err != nil) != tc.refused {
 				t.Errorf("Reset answered %v", err)
 			}
 			if tc.refused {
-				cancel()
+				n.cancel()
 			}
-			err = <-done
-			cancel()
+			err = n.ended()
 			if tc.refused && err != nil || !tc.refused && (!errors.Is(err, ErrReset) || !errors.Is(err, tc.next)) {
 				t.Errorf("Run returned %v, want %v", err, tc.next)
 			}
@@ -318,8 +282,8 @@ func TestGracefulResetOfLastMember(t *testing.T) {
 	disk := &Disk{}
 	n, _ := startNode(t, f, &Registry{}, "cp-1", endpointHost, machineConfig(t, newBundle(), machine.TypeControlPlane), func(o *NodeOptions) { o.Disk = disk })
 	c := dial(t, f, newBundle(), netip.MustParseAddr(endpointHost))
-	eventually(t, "bootstrap", func() bool { return bootstrapCode(t.Context(), c) == codes.OK })
-	<-n.Ready()
+	bootstrap(t, c)
+	ready(t, n)
 	data := disk.Etcd()
 	if err := c.ResetGeneric(t.Context(), &machineapi.ResetRequest{Graceful: true, Reboot: true, Mode: machineapi.ResetRequest_SYSTEM_DISK}); err != nil {
 		t.Fatal(err)
@@ -362,22 +326,10 @@ func sequences(t *testing.T, l *eventLog) (list []string) {
 // refused.
 func TestResetWhileBooting(t *testing.T) {
 	f := NewFabric()
-	host := f.NewHost("cp-1")
-	defer host.Close()
-	addr := netip.MustParseAddr(endpointHost)
-	host.Claim(addr)
-	timing := FastTiming()
-	timing.Stop = time.Second
-	n, err := NewNode(NodeOptions{
-		Config: machineConfig(t, newBundle(), machine.TypeControlPlane), Hostname: "cp-1",
-		Addresses: []netip.Addr{addr}, Network: host, Peers: &Registry{}, Timing: timing,
+	n := runNode(t, f, &Registry{}, "cp-1", endpointHost, machineConfig(t, newBundle(), machine.TypeControlPlane), func(o *NodeOptions) {
+		o.Timing.Stop = 5 * time.Second // within which a second call comes, on a busy host, too
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- n.Run(t.Context()) }()
-	c := dial(t, f, newBundle(), addr)
+	c := dial(t, f, newBundle(), netip.MustParseAddr(endpointHost))
 	eventually(t, "etcd waiting", func() bool { return etcdState(t, c) == "Preparing" })
 	if err := c.ResetGeneric(t.Context(), &machineapi.ResetRequest{Graceful: true, Reboot: true}); err != nil {
 		t.Fatal(err)
@@ -385,7 +337,7 @@ func TestResetWhileBooting(t *testing.T) {
 	if err := c.ResetGeneric(t.Context(), &machineapi.ResetRequest{Reboot: true}); client.StatusCode(err) != codes.FailedPrecondition {
 		t.Errorf("a second Reset answered %v", err)
 	}
-	if err := <-done; !errors.Is(err, ErrReset) {
+	if err := n.ended(); !errors.Is(err, ErrReset) {
 		t.Errorf("Run returned %v", err)
 	}
 	want := []string{"boot START", "boot STOP", "boot NOOP sequence failed: context canceled", "reset START"}
@@ -395,6 +347,23 @@ func TestResetWhileBooting(t *testing.T) {
 	if n.opts.Disk.Wipes() != 1 {
 		t.Errorf("%d wipes", n.opts.Disk.Wipes())
 	}
+}
+
+// cameBack waits until a machine is up with another Talos than before.
+func cameBack(t *testing.T, m *Machine, before *Node) {
+	t.Helper()
+	eventually(t, "another Talos", func() bool {
+		n := m.Node()
+		if n == nil || n == before {
+			return false
+		}
+		select {
+		case <-n.Ready():
+			return true
+		default:
+			return false
+		}
+	})
 }
 
 // A machine that is up is reset over its API: it reboots to its firmware by
@@ -407,24 +376,13 @@ func TestMachineReset(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var operator sync.WaitGroup
 	defer func() { cancel(); operator.Wait() }()
-	c := dial(t, m.opts.Fabric, newBundle(), address(m.MAC(), 0))
+	c := dialMachine(t, m)
 	if err := c.ResetGeneric(ctx, &machineapi.ResetRequest{Reboot: true, Mode: machineapi.ResetRequest_SYSTEM_DISK}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the wipe", func() bool { return m.Disk().Wipes() == 1 })
 	operator.Go(func() { bootstrapWhenUp(ctx, t, m) })
-	eventually(t, "another Talos", func() bool {
-		n := m.Node()
-		if n == nil || n == first {
-			return false
-		}
-		select {
-		case <-n.Ready():
-			return true
-		default:
-			return false
-		}
-	})
+	cameBack(t, m, first)
 	if m.Disk().Wipes() != 1 || m.Disk().Installs() != 2 || m.Disk().Etcd() == etcd || m.Accepted() != 2 {
 		t.Errorf("%d wipes, %d installs, %d bootstraps, etcd %q, before %q", m.Disk().Wipes(), m.Disk().Installs(), m.Accepted(), m.Disk().Etcd(), etcd)
 	}
@@ -451,7 +409,7 @@ func TestResetEvents(t *testing.T) {
 		"apiVersion: v1alpha1\nkind: EventSinkConfig\nendpoint: '"+s.sink+"'\n")
 	s.with(func() { s.config = func(string) []byte { return text } })
 	mustBoot(t, m)
-	c := dial(t, m.opts.Fabric, newBundle(), address(m.MAC(), 0))
+	c := dialMachine(t, m)
 	if err := c.ResetGeneric(t.Context(), &machineapi.ResetRequest{Mode: machineapi.ResetRequest_SYSTEM_DISK}); err != nil {
 		t.Fatal(err)
 	}
@@ -538,25 +496,14 @@ func TestRackReset(t *testing.T) {
 	runRack(t, r)
 	m := r.Machines[2]
 	first := m.Node()
-	cp1 := dial(t, r.Fabric, newBundle(), address(r.Machines[0].MAC(), 0))
+	cp1 := dialMachine(t, r.Machines[0])
 	before := members(t, cp1)
-	c := dial(t, r.Fabric, newBundle(), address(m.MAC(), 0))
+	c := dialMachine(t, m)
 	if err := c.ResetGeneric(t.Context(), &machineapi.ResetRequest{Graceful: true, Reboot: true, Mode: machineapi.ResetRequest_SYSTEM_DISK}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "cp-3 to leave", func() bool { return members(t, cp1)["cp-3"] != before["cp-3"] })
-	eventually(t, "cp-3 to come back", func() bool {
-		n := m.Node()
-		if n == nil || n == first {
-			return false
-		}
-		select {
-		case <-n.Ready():
-			return true
-		default:
-			return false
-		}
-	})
+	cameBack(t, m, first)
 	if after := members(t, cp1); len(after) != 3 || after["cp-1"] != before["cp-1"] || after["cp-3"] == before["cp-3"] {
 		t.Errorf("members are %v, before %v", after, before)
 	}

@@ -2,9 +2,7 @@ package racktest
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"net/netip"
 	"testing"
 
 	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
@@ -13,24 +11,8 @@ import (
 
 // An upgrade reboots the node into another Talos, and keeps its config and its data.
 func TestUpgrade(t *testing.T) {
-	f := NewFabric()
-	host := f.NewHost("cp-1")
-	defer host.Close()
-	addr := netip.MustParseAddr(endpointHost)
-	host.Claim(addr)
-	config, disk := machineConfig(t, newBundle(), machine.TypeControlPlane), &Disk{}
-	disk.Install(config)
-	disk.setEtcd("some cluster", 7)
-	n, err := NewNode(NodeOptions{Config: config, Hostname: "cp-1", Addresses: []netip.Addr{addr}, Network: host, Peers: &Registry{}, Disk: disk, Timing: FastTiming()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- n.Run(ctx) }()
-	<-n.Ready()
-	c := dial(t, f, newBundle(), addr)
+	config := machineConfig(t, newBundle(), machine.TypeControlPlane)
+	n, disk, c := installedNode(t, NewFabric(), config)
 	call := func(image string) error {
 		_, err := c.MachineClient.Upgrade(t.Context(), &machineapi.UpgradeRequest{Image: image}) //nolint:staticcheck // deprecated, and used
 		return err
@@ -41,7 +23,7 @@ func TestUpgrade(t *testing.T) {
 	if err := call("reg/installer:v1.13.7"); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-done; !errors.Is(err, ErrReboot) || !errors.Is(err, errKexec) {
+	if err := n.ended(); !errors.Is(err, ErrReboot) || !errors.Is(err, errKexec) {
 		t.Errorf("Run returned %v", err)
 	}
 	if disk.Version() != "v1.13.7" || !bytes.Equal(disk.Config(), config) || disk.Etcd() != "some cluster" || disk.Installs() != 1 || disk.Wipes() != 0 {
