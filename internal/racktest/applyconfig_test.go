@@ -55,7 +55,10 @@ func TestApplyConfiguration(t *testing.T) {
 			if !tc.broken {
 				next = machineConfig(t, newBundle(), machine.TypeControlPlane, tc.patch)
 			}
-			resp, err := c.ApplyConfiguration(t.Context(), &machineapi.ApplyConfigurationRequest{Data: next, Mode: tc.mode, DryRun: tc.dry, TryModeTimeout: durationpb.New(50 * time.Millisecond)})
+			apply := func(try time.Duration) (*machineapi.ApplyConfigurationResponse, error) {
+				return c.ApplyConfiguration(t.Context(), &machineapi.ApplyConfigurationRequest{Data: next, Mode: tc.mode, DryRun: tc.dry, TryModeTimeout: durationpb.New(try)})
+			}
+			resp, err := apply(time.Hour)
 			switch {
 			case tc.refused != "":
 				if err == nil || !strings.Contains(err.Error(), tc.refused) {
@@ -67,6 +70,12 @@ func TestApplyConfiguration(t *testing.T) {
 				t.Errorf("it says %q", resp.Messages[0].ModeDetails)
 			}
 			if tc.mode == try {
+				if !bytes.Equal(n.Config(), next) {
+					t.Error("it does not run the config that is tried")
+				}
+				if _, err := apply(time.Millisecond); err != nil { // tried once more, for so long
+					t.Fatal(err)
+				}
 				eventually(t, "the end of the try", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.trial == nil })
 			}
 			want := first
