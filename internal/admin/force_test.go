@@ -65,14 +65,17 @@ func TestForce(t *testing.T) {
 						t.Errorf("no %q in %s", want, rec.Body)
 					}
 				}
-				if r.store.Rev() != rev {
-					t.Error("it wrote all the same")
+				if r.store.Rev() != rev || len(r.guards.released) > 0 {
+					t.Errorf("it wrote all the same, and %v left etcd", r.guards.released)
 				}
 				query := "?force=true"
 				if strings.Contains(tc.path, "?") {
 					query = "&force=true"
 				}
 				r.must(ok, tc.method, "/api/v1"+tc.path+query, tc.body, nil)
+				if left := len(r.guards.released) > 0; left != (tc.method == "DELETE") {
+					t.Errorf("%v left etcd", r.guards.released)
+				}
 			})
 		}
 	}
