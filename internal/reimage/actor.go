@@ -26,6 +26,7 @@ const (
 // nil, and refuses (inventory.ErrRefused) a second claim of one order.
 type Inventory interface {
 	Clusters
+	Keys(ctx context.Context, v inventory.View) ([]inventory.Keys, error)
 	Machines(ctx context.Context, after string, limit int) ([]inventory.View, error)
 	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
 	// Rollout returns the newest rollout over a cluster, or inventory.ErrNotFound.

@@ -58,7 +58,6 @@ type Clusters interface {
 	SecretsOf(ctx context.Context, cluster string, epoch uint64) (*inventory.Secrets, error)
 	Members(ctx context.Context, cluster string, role inventory.Role) ([]string, error)
 	Machine(ctx context.Context, ref string) (inventory.View, error)
-	Keys(ctx context.Context, v inventory.View) ([]inventory.Keys, error)
 }
 
 // Guard says what a machine means to its cluster's etcd.
