@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -40,17 +39,12 @@ type KernelLog struct {
 	resolve Resolver
 	log     zerolog.Logger
 	unnamed chan struct{} // one token for each connection that holds lines
-	dropped atomic.Uint64
 }
 
 // NewKernelLog returns a KernelLog. It does no I/O.
 func NewKernelLog(logs Logs, resolve Resolver, log zerolog.Logger) *KernelLog {
 	return &KernelLog{logs: logs, resolve: resolve, log: log, unnamed: make(chan struct{}, maxUnnamed)}
 }
-
-// Dropped counts the lines that were not kept: of unknown machines, too long ones
-// and such that are no kernel log.
-func (k *KernelLog) Dropped() uint64 { return k.dropped.Load() }
 
 // Serve receives on l until ctx ends, then closes it and every connection. It
 // returns nil when ctx ended.
@@ -94,7 +88,6 @@ func (k *KernelLog) receive(ctx context.Context, conn net.Conn) {
 	}
 	defer c.close()
 	err := c.read(ctx, conn)
-	k.dropped.Add(c.unknown + c.long + c.garbage)
 	k.log.Debug().Str("machine", c.machine).Stringer("peer", c.peer).Uint64("lines", c.taken).Uint64("unknown", c.unknown).
 		Uint64("tooLong", c.long).Uint64("garbage", c.garbage).AnErr("reason", err).Msg("a kernel log ended")
 }

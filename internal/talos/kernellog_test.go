@@ -3,6 +3,7 @@ package talos
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -78,9 +80,23 @@ func (f *fakeLogs) lines(machine string) []LogLine {
 	return slices.Clone(f.kernel[machine])
 }
 
-func startKernelLog(t testing.TB, logs Logs, res Resolver) (k *KernelLog, addr string, stop func()) {
+// startedKernelLog is a receiver and a reader of its log.
+type startedKernelLog struct {
+	*KernelLog
+	dropped atomic.Uint64 // lines, of connections that have ended
+}
+
+func (s *startedKernelLog) Write(line []byte) (int, error) {
+	var end struct{ Unknown, TooLong, Garbage uint64 }
+	err := json.Unmarshal(line, &end)
+	s.dropped.Add(end.Unknown + end.TooLong + end.Garbage)
+	return len(line), err
+}
+
+func startKernelLog(t testing.TB, logs Logs, res Resolver) (k *startedKernelLog, addr string, stop func()) {
 	t.Helper()
-	k = NewKernelLog(logs, res, zerolog.Nop())
+	k = &startedKernelLog{}
+	k.KernelLog = NewKernelLog(logs, res, zerolog.New(k))
 	addr, stop = serve(t, k.Serve)
 	return k, addr, stop
 }
@@ -130,8 +146,8 @@ func TestKernelLogTakesARealOne(t *testing.T) {
 	text := testdata(t, "kmsg.jsonl")
 	sendLog(t, addr, text)
 	got := logs.lines("cp-1")
-	if want := strings.Count(text, "\n"); len(got) != want || k.Dropped() != 0 {
-		t.Fatalf("%d lines of %d, %d dropped", len(got), want, k.Dropped())
+	if want := strings.Count(text, "\n"); len(got) != want || k.dropped.Load() != 0 {
+		t.Fatalf("%d lines of %d, %d dropped", len(got), want, k.dropped.Load())
 	}
 	first, last := got[0], got[len(got)-1]
 	if !strings.HasPrefix(first.Text, "Linux version 7.3.4") || strings.HasSuffix(first.Text, "\n") || first.Seq != 0 || first.Clock != 0 ||
@@ -184,8 +200,8 @@ func TestKernelLogBytesIn(t *testing.T) {
 			if !slices.Equal(got, tt.want) {
 				t.Errorf("kept %.300q, want %.300q", got, tt.want)
 			}
-			if k.Dropped() != tt.dropped {
-				t.Errorf("%d dropped, want %d", k.Dropped(), tt.dropped)
+			if k.dropped.Load() != tt.dropped {
+				t.Errorf("%d dropped, want %d", k.dropped.Load(), tt.dropped)
 			}
 			if logs.opened != logs.closed {
 				t.Errorf("%d opened, %d closed", logs.opened, logs.closed)
@@ -223,8 +239,8 @@ func TestKernelLogOfAnUnknownAddress(t *testing.T) {
 			sendLog(t, addr, tt.in)
 			stop()
 			got := logs.lines("w-1")
-			if len(got) != tt.kept || k.Dropped() != uint64(tt.dropped) {
-				t.Errorf("%d kept and %d dropped, want %d and %d", len(got), k.Dropped(), tt.kept, tt.dropped)
+			if len(got) != tt.kept || k.dropped.Load() != uint64(tt.dropped) {
+				t.Errorf("%d kept and %d dropped, want %d and %d", len(got), k.dropped.Load(), tt.kept, tt.dropped)
 			}
 			for i := 1; i < len(got); i++ {
 				if got[i].Seq != got[i-1].Seq+1 {
