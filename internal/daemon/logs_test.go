@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -169,12 +170,13 @@ func TestRealKernelLog(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = conn.(*net.TCPConn).CloseWrite()
-		_, _ = io.Copy(io.Discard, conn) // until it was read to its end
-		conn.Close()
-		cancel()
-		if err := <-done; err != nil {
+		_ = conn.SetReadDeadline(time.Now().Add(within))
+		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) { // until it was read to its end
 			t.Error(err)
 		}
+		conn.Close()
+		cancel()
+		ended(t, "the receiver", done)
 		if got := kept(store); got != step.want {
 			t.Fatalf("kept %s, want %s", got, step.want)
 		}

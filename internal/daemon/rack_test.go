@@ -209,6 +209,19 @@ func (l *lab) rack(t *testing.T, o racktest.RackOptions) *racktest.Rack {
 	return r
 }
 
+// ended waits for what was told to end, which must be no error.
+func ended(t *testing.T, what string, done <-chan error) {
+	t.Helper()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Errorf("%s ended with %v", what, err)
+		}
+	case <-time.After(within):
+		t.Errorf("%s does not end", what)
+	}
+}
+
 // proxied serves the way to the machines' APIs.
 func proxied(t *testing.T, f func(context.Context) error) {
 	t.Helper()
@@ -217,9 +230,7 @@ func proxied(t *testing.T, f func(context.Context) error) {
 	go func() { done <- f(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("proxy: %v", err)
-		}
+		ended(t, "the proxy", done)
 	})
 }
 
@@ -235,15 +246,10 @@ func (l *lab) start(t *testing.T, store inventory.Store) (k *inventory.Keeper, s
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()
-	var once sync.Once
-	stop = func() {
-		once.Do(func() {
-			cancel()
-			if err := <-done; err != nil {
-				t.Errorf("the daemon stopped with %v", err)
-			}
-		})
-	}
+	stop = sync.OnceFunc(func() {
+		cancel()
+		ended(t, "the daemon", done)
+	})
 	t.Cleanup(stop)
 	return d.keeper, stop
 }

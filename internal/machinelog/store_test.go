@@ -291,7 +291,7 @@ func TestNamesAndRemoval(t *testing.T) {
 	must(t, err)
 	defer stop()
 	must(t, s.Remove("cp-1"))
-	if _, open := <-wake; open {
+	if woken, open := woken(wake); !woken || open {
 		t.Error("who follows a removed machine is not told")
 	}
 	if err := st.Append(boot(21, 22, 0)[0]); !errors.Is(err, ErrRemoved) {
@@ -316,23 +316,32 @@ func TestNamesAndRemoval(t *testing.T) {
 	}
 }
 
+// woken looks whether there was a wake, or the end of them: what causes one returns
+// after it.
+func woken(wake <-chan struct{}) (woken, open bool) {
+	select {
+	case _, open = <-wake:
+		return true, open
+	default:
+		return false, true
+	}
+}
+
 func TestWatch(t *testing.T) {
 	s := New(t.TempDir(), Options{})
 	wake, stop, err := s.Watch("cp-1")
 	must(t, err)
-	select {
-	case <-wake:
+	if woken, _ := woken(wake); woken {
 		t.Error("woken by nothing")
-	default:
 	}
 	must(t, s.Append("w-1", Line{Kind: Event, Text: "x"}))
 	must(t, s.Append("cp-1", Line{Kind: Event, Text: "x"}))
 	must(t, s.Append("cp-1", Line{Kind: Event, Text: "x"}))
-	<-wake
-	select {
-	case <-wake:
+	if woken, open := woken(wake); !woken || !open {
+		t.Error("not woken")
+	}
+	if woken, _ := woken(wake); woken {
 		t.Error("woken twice")
-	default:
 	}
 	stop()
 	stop()
@@ -462,7 +471,12 @@ func TestManyMachinesAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	cancel()
-	must(t, <-done)
+	select {
+	case err := <-done:
+		must(t, err)
+	case <-time.After(30 * time.Second):
+		t.Fatal("Run does not end")
+	}
 	must(t, s.Close())
 	for i := range 50 {
 		lines, err := s.Tail(fmt.Sprintf("m-%d", i), 1000)
