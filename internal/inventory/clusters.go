@@ -124,27 +124,20 @@ func (k *Keeper) DeleteCluster(ctx context.Context, name string, rev uint64) err
 // Members returns the names of a cluster's machines, in order: all, or those of
 // one role when role is not empty.
 func (k *Keeper) Members(ctx context.Context, cluster string, role Role) ([]string, error) {
-	const page = 256
 	var names []string
-	for after := cluster + "/"; ; {
-		recs, err := k.store.List(ctx, BucketMembers, after, page)
+	for rec, err := range recordsAfter(ctx, k.store, BucketMembers, cluster+"/") {
 		if err != nil {
 			return nil, err
 		}
-		for _, rec := range recs {
-			name, ok := strings.CutPrefix(rec.Key.ID, cluster+"/")
-			if !ok {
-				return names, nil
-			}
-			if role == "" || role == Role(rec.Value) {
-				names = append(names, name)
-			}
-			after = rec.Key.ID
+		name, ok := strings.CutPrefix(rec.Key.ID, cluster+"/")
+		if !ok {
+			break
 		}
-		if len(recs) < page {
-			return names, nil
+		if role == "" || role == Role(rec.Value) {
+			names = append(names, name)
 		}
 	}
+	return names, nil
 }
 
 // Clusters lists all clusters by name.

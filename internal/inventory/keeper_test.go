@@ -594,3 +594,41 @@ func TestViewsAreNeverOld(t *testing.T) {
 		}
 	}
 }
+
+// TestManyRecords: what is read in several parts is read whole, each record once, and no
+// further than it is asked for.
+func TestManyRecords(t *testing.T) {
+	const n = 1500
+	_, store := newKeeper(t)
+	var c inventory.Commit
+	for i := range n {
+		for key, value := range map[inventory.Key]string{
+			{Bucket: inventory.BucketMACs, ID: string(mac(i))}:                    fmt.Sprintf("m-%d", i),
+			{Bucket: inventory.BucketMembers, ID: fmt.Sprintf("c1/m-%04d", i)}:    string(inventory.Worker),
+			{Bucket: inventory.BucketMembers, ID: fmt.Sprintf("other/m-%04d", i)}: string(inventory.Worker),
+		} {
+			c.Writes = append(c.Writes, inventory.Write{Key: key, Value: []byte(value)})
+		}
+	}
+	if _, _, err := store.Commit(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	k, err := inventory.NewKeeper(t.Context(), store, inventory.KeeperConfig{Subnets: subnets()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		if !k.Registered(mac(i)) {
+			t.Fatalf("%s is not registered", mac(i))
+		}
+	}
+	names, err := k.Members(t.Context(), "c1", "")
+	if err != nil || len(names) != n {
+		t.Fatalf("%d members of %d, %v", len(names), n, err)
+	}
+	for i, name := range names {
+		if name != fmt.Sprintf("m-%04d", i) {
+			t.Fatalf("member %d is %s", i, name)
+		}
+	}
+}

@@ -16,21 +16,14 @@ type macs struct {
 
 // load reads the index.
 func (m *macs) load(ctx context.Context, store Store) error {
-	const page = 8192
 	m.owners = map[MAC]string{}
-	for after := ""; ; {
-		recs, err := store.List(ctx, BucketMACs, after, page)
+	for rec, err := range recordsAfter(ctx, store, BucketMACs, "") {
 		if err != nil {
 			return err
 		}
-		for _, rec := range recs {
-			after = rec.Key.ID
-			m.owners[MAC(after)] = string(rec.Value)
-		}
-		if len(recs) < page {
-			return nil
-		}
+		m.owners[MAC(rec.Key.ID)] = string(rec.Value)
 	}
+	return nil
 }
 
 // owner returns the machine of a NIC, empty if there is none.

@@ -51,43 +51,35 @@ const maxMisplaced = 5
 // fits returns an error for registered machines that have no place in subnets, and
 // for ranges that are too small for them.
 func (k *Keeper) fits(ctx context.Context, subnets []Subnet) error {
-	const page = 4096
 	var errs []error
 	misplaced := 0
 	machines := map[string]uint64{} // by subnet
-	for after := ""; ; {
-		recs, err := k.store.List(ctx, BucketAddresses, after, page)
+	for rec, err := range recordsAfter(ctx, k.store, BucketAddresses, "") {
 		if err != nil {
 			return err
 		}
-		for _, rec := range recs {
-			after = rec.Key.ID
-			a, err := netip.ParseAddr(rec.Key.ID)
-			if err != nil {
-				return fmt.Errorf("address of machine %s: %w", rec.Value, err)
-			}
-			s := subnetOf(subnets, a)
-			problem := ""
-			switch {
-			case s == nil:
-				problem = "lies in no subnet"
-			case s.Pool.Contains(a):
-				problem = "lies in the pool of subnet " + s.Name
-			case s.Reserves(a):
-				problem = "is reserved in subnet " + s.Name
-			}
-			if s != nil {
-				machines[s.Name]++
-			}
-			if problem == "" {
-				continue
-			}
-			if misplaced++; misplaced <= maxMisplaced {
-				errs = append(errs, fieldErr("subnets", "change the subnets, or the machine first", "the address %s of machine %s %s", a, rec.Value, problem))
-			}
+		a, err := netip.ParseAddr(rec.Key.ID)
+		if err != nil {
+			return fmt.Errorf("address of machine %s: %w", rec.Value, err)
 		}
-		if len(recs) < page {
-			break
+		s := subnetOf(subnets, a)
+		problem := ""
+		switch {
+		case s == nil:
+			problem = "lies in no subnet"
+		case s.Pool.Contains(a):
+			problem = "lies in the pool of subnet " + s.Name
+		case s.Reserves(a):
+			problem = "is reserved in subnet " + s.Name
+		}
+		if s != nil {
+			machines[s.Name]++
+		}
+		if problem == "" {
+			continue
+		}
+		if misplaced++; misplaced <= maxMisplaced {
+			errs = append(errs, fieldErr("subnets", "change the subnets, or the machine first", "the address %s of machine %s %s", a, rec.Value, problem))
 		}
 	}
 	if misplaced > maxMisplaced {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"sync"
 )
 
@@ -66,6 +67,30 @@ func listAll[T revisioned](ctx context.Context, s Store, b Bucket) ([]T, error) 
 		out = append(out, v)
 	}
 	return out, nil
+}
+
+// recordsAfter yields the records of a bucket after an id, in order of id, and reads few
+// of them at a time. An error ends it.
+func recordsAfter(ctx context.Context, s Store, b Bucket, after string) iter.Seq2[Record, error] {
+	const page = 512
+	return func(yield func(Record, error) bool) {
+		for {
+			recs, err := s.List(ctx, b, after, page)
+			if err != nil {
+				yield(Record{}, err)
+				return
+			}
+			for _, rec := range recs {
+				if !yield(rec, nil) {
+					return
+				}
+				after = rec.Key.ID
+			}
+			if len(recs) < page {
+				return
+			}
+		}
+	}
 }
 
 // decoded keeps the decoded form of records that many machines share, such as

@@ -88,24 +88,17 @@ func (k *Keeper) Restored(ctx context.Context) error {
 
 // eachFacts calls f for the facts of every machine, as they are on disk.
 func (k *Keeper) eachFacts(ctx context.Context, f func(Facts) error) error {
-	const page = 512
-	for after := ""; ; {
-		recs, err := k.store.List(ctx, BucketFacts, after, page)
+	for rec, err := range recordsAfter(ctx, k.store, BucketFacts, "") {
 		if err != nil {
 			return err
 		}
-		for _, rec := range recs {
-			facts, err := decode[Facts](rec)
-			if err == nil {
-				err = f(facts)
-			}
-			if err != nil {
-				return err
-			}
-			after = rec.Key.ID
+		facts, err := decode[Facts](rec)
+		if err != nil {
+			return err
 		}
-		if len(recs) < page {
-			return nil
+		if err := f(facts); err != nil {
+			return err
 		}
 	}
+	return nil
 }
