@@ -37,15 +37,8 @@ func (a *app) eventsCommand() *cobra.Command {
 		if err != nil || !*followThem {
 			return err
 		}
-		return c.follow(cmd, path("events", "watch"), q, last, func(data []byte) (string, error) {
-			var e api.Event
-			if err := json.Unmarshal(data, &e); err != nil {
-				return "", fmt.Errorf("the event stream of %s: %w", c.server, err)
-			}
-			if err := printEvent(cmd, out, e); err != nil {
-				return "", writeError{err}
-			}
-			return fmt.Sprint(e.ID), nil
+		return follow(cmd, c, path("events", "watch"), q, last, func(e api.Event) (uint64, error) {
+			return e.ID, printEvent(cmd, out, e)
 		})
 	}
 	return cmd
@@ -82,24 +75,11 @@ func (c *client) newest(cmd *cobra.Command, out *format, q url.Values, limit int
 }
 
 func printEvent(cmd *cobra.Command, out *format, e api.Event) error {
-	w := cmd.OutOrStdout()
-	switch out.name {
-	case "json": // one a line, for programs that read along
-		enc := json.NewEncoder(w)
-		enc.SetEscapeHTML(false)
-		return enc.Encode(e)
-	case "yaml":
-		b, err := toYAML(e)
-		if err == nil {
-			_, err = fmt.Fprintf(w, "---\n%s", b)
-		}
-		return err
-	case "table":
+	return out.item(cmd, e, func(w io.Writer) error {
 		who := cmp.Or(e.Machine, e.Cluster, e.MAC, "-")
 		_, err := fmt.Fprintln(w, strings.TrimRight(clean(fmt.Sprintf("%s  %-18s %-16s %s", when(e.Time), e.Kind, who, eventText(&e))), " "))
 		return err
-	}
-	return usagef("-o %s: write table, json or yaml", out.name)
+	})
 }
 
 // eventText is the rest of an event in a few words.
@@ -133,14 +113,25 @@ const maxEvent = 1 << 20
 // writeError is an error of our own output: nobody reads along any more.
 type writeError struct{ error }
 
-// follow hands each message of a stream to show, which returns its id, until ctx
-// ends. A stream that breaks, as when provisiond restarts, goes on after the last
+// follow hands each item of a stream to show, which prints it and returns its id, until
+// ctx ends. A stream that breaks, as when provisiond restarts, goes on after the last
 // one that was printed.
-func (c *client) follow(cmd *cobra.Command, path string, q url.Values, last string, show func(data []byte) (id string, err error)) error {
+func follow[T any](cmd *cobra.Command, c *client, path string, q url.Values, last string, show func(T) (id uint64, err error)) error {
 	ctx := cmd.Context()
+	take := func(data []byte) (string, error) {
+		var item T
+		if err := json.Unmarshal(data, &item); err != nil {
+			return "", fmt.Errorf("the stream of %s: %w", c.server, err)
+		}
+		id, err := show(item)
+		if err != nil {
+			return "", writeError{err}
+		}
+		return fmt.Sprint(id), nil
+	}
 	for ctx.Err() == nil {
 		var err error
-		last, err = c.printStream(ctx, path, q, last, show)
+		last, err = c.printStream(ctx, path, q, last, take)
 		var refused *problem
 		var output writeError
 		switch {
@@ -164,9 +155,9 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// printStream prints the messages of one connection and returns the last one's
+// printStream hands the messages of one connection to take and returns the last one's
 // id, and always an error: how the connection ended.
-func (c *client) printStream(ctx context.Context, path string, q url.Values, last string, show func([]byte) (string, error)) (string, error) {
+func (c *client) printStream(ctx context.Context, path string, q url.Values, last string, take func([]byte) (string, error)) (string, error) {
 	resp, err := c.send(ctx, http.MethodGet, path, q, nil, -1, http.Header{"Last-Event-Id": {last}})
 	if err != nil {
 		return last, err
@@ -179,7 +170,7 @@ func (c *client) printStream(ctx context.Context, path string, q url.Values, las
 		if !ok {
 			continue
 		}
-		id, err := show(data)
+		id, err := take(data)
 		if err != nil {
 			return last, err
 		}

@@ -1,8 +1,8 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 
@@ -43,15 +43,8 @@ func (a *app) machineLogs() *cobra.Command {
 		if !*followThem {
 			return nil
 		}
-		return c.follow(cmd, at, url.Values{"follow": {"true"}}, fmt.Sprint(last), func(data []byte) (string, error) {
-			var l api.LogLine
-			if err := json.Unmarshal(data, &l); err != nil {
-				return "", fmt.Errorf("the log stream of %s: %w", c.server, err)
-			}
-			if err := p.print(l); err != nil {
-				return "", writeError{err}
-			}
-			return fmt.Sprint(l.ID), nil
+		return follow(cmd, c, at, url.Values{"follow": {"true"}}, fmt.Sprint(last), func(l api.LogLine) (uint64, error) {
+			return l.ID, p.print(l)
 		})
 	}
 	return cmd
@@ -65,19 +58,7 @@ type logPrinter struct {
 }
 
 func (p *logPrinter) print(l api.LogLine) error {
-	w := p.cmd.OutOrStdout()
-	switch p.out.name {
-	case "json": // one a line, for programs that read along
-		enc := json.NewEncoder(w)
-		enc.SetEscapeHTML(false)
-		return enc.Encode(l)
-	case "yaml":
-		b, err := toYAML(l)
-		if err == nil {
-			_, err = fmt.Fprintf(w, "---\n%s", b)
-		}
-		return err
-	case "table":
+	return p.out.item(p.cmd, l, func(w io.Writer) error {
 		if l.Boot != 0 && l.Boot != p.boot {
 			if p.boot != 0 {
 				if _, err := fmt.Fprintf(w, "---- the kernel starts again, boot %d ----\n", l.Boot); err != nil {
@@ -88,6 +69,5 @@ func (p *logPrinter) print(l api.LogLine) error {
 		}
 		_, err := fmt.Fprintf(w, "%s  %-6s  %s\n", when(l.Time), l.Kind, clean(l.Text))
 		return err
-	}
-	return usagef("-o %s: write table, json or yaml", p.out.name)
+	})
 }

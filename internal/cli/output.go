@@ -42,8 +42,31 @@ func (f *format) print(cmd *cobra.Command, v any, table func(io.Writer)) error {
 		_, err = out.Write(b)
 		return err
 	}
-	return usagef("-o %s: write table, json or yaml", f.name)
+	return f.unknown()
 }
+
+// item writes one of many values that come one after the other: JSON in a line of its
+// own, for programs that read along, YAML as a document, or what a table shows of it.
+func (f *format) item(cmd *cobra.Command, v any, table func(io.Writer) error) error {
+	out := cmd.OutOrStdout()
+	switch f.name {
+	case "table":
+		return table(out)
+	case "json":
+		enc := json.NewEncoder(out)
+		enc.SetEscapeHTML(false)
+		return enc.Encode(v)
+	case "yaml":
+		b, err := toYAML(v)
+		if err == nil {
+			_, err = fmt.Fprintf(out, "---\n%s", b)
+		}
+		return err
+	}
+	return f.unknown()
+}
+
+func (f *format) unknown() error { return usagef("-o %s: write table, json or yaml", f.name) }
 
 // toYAML encodes v by its JSON names, in their order: JSON is YAML, in flow
 // style.
