@@ -21,7 +21,7 @@ const (
 type mark struct {
 	seq   uint64
 	clock time.Duration
-	sum   uint32
+	sum   uint64
 }
 
 func markOf(l *Line) mark { return mark{l.Seq, l.Clock, sum(l.Text)} }

@@ -1,7 +1,7 @@
 package machinelog
 
 import (
-	"hash/fnv"
+	"hash/maphash"
 	"strconv"
 	"strings"
 	"time"
@@ -141,9 +141,7 @@ func plain(s string, limit int) string {
 
 func control(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 }
 
-// sum tells texts apart.
-func sum(text string) uint32 {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(text)) // never fails
-	return h.Sum32()
-}
+var seed = maphash.MakeSeed()
+
+// sum tells texts apart, in this process alone.
+func sum(text string) uint64 { return maphash.String(seed, text) }

@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"io/fs"
 	"os"
@@ -105,7 +104,7 @@ func (s *Store) Append(machine string, line Line) error {
 	}
 	line.plain()
 	if line.ID != "" {
-		if slices.Contains(l.ids, idSum(line.ID)) {
+		if slices.Contains(l.ids, sum(line.ID)) {
 			return nil
 		}
 		l.remember(line.ID)
@@ -211,18 +210,12 @@ func (l *log) wake() {
 	}
 }
 
-func idSum(id string) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(id)) // never fails
-	return h.Sum64()
-}
-
 func (l *log) remember(id string) {
 	if len(l.ids) < maxIDs {
-		l.ids = append(l.ids, idSum(id))
+		l.ids = append(l.ids, sum(id))
 		return
 	}
-	l.ids[l.nextID] = idSum(id)
+	l.ids[l.nextID] = sum(id)
 	l.nextID = (l.nextID + 1) % maxIDs
 }
 
