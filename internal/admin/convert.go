@@ -102,6 +102,7 @@ func (s *Server) machineOf(v inventory.View) api.Machine {
 	if h := f.Holds; h.Cluster != "" && !h.Guess {
 		m.Facts.Holds = &api.Membership{Cluster: h.Cluster, Role: string(h.Role), Epoch: h.Epoch}
 	}
+	m.Facts.Alarm = f.Alarm()
 	if b := f.Current(); b != nil {
 		boot := bootOf(b)
 		m.Facts.Boot = &boot
@@ -117,7 +118,7 @@ func stateOf(s inventory.State) api.State {
 func bootOf(b *inventory.Boot) api.Boot {
 	out := api.Boot{
 		Number: b.Number, MAC: string(b.MAC), Client: string(b.Client), Plan: string(b.Plan), Order: b.Order,
-		Started: b.Started, ConfigFetches: b.ConfigFetches, ConfigTo: text(b.ConfigTo), Steps: []api.Step{},
+		Started: b.Started, ConfigFetches: b.ConfigFetches, ConfigTo: text(b.ConfigTo), Alarm: b.Alarm, Steps: []api.Step{},
 	}
 	for _, step := range []struct {
 		name string

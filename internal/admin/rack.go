@@ -137,8 +137,9 @@ func (s *Server) status(ctx context.Context, _ *struct{}) (*struct{ Body api.Sta
 				st.Clusters[i].Ready++
 			}
 		}
-		if (state.Phase == inventory.PhaseStalled || state.Phase == inventory.PhaseFailed) && len(st.Attention) < maxAttention {
-			st.Attention = append(st.Attention, api.Attention{Machine: v.Machine.Name, Phase: stateOf(state)})
+		alarm := v.Facts.Alarm()
+		if (state.Phase == inventory.PhaseStalled || state.Phase == inventory.PhaseFailed || alarm != "") && len(st.Attention) < maxAttention {
+			st.Attention = append(st.Attention, api.Attention{Machine: v.Machine.Name, Phase: stateOf(state), Alarm: alarm})
 		}
 		return true
 	})

@@ -200,6 +200,7 @@ func describeMachine(w io.Writer, m *api.Machine) {
 	pair(w, "phase", phase(m.Phase))
 	pair(w, "since", when(m.Phase.Since))
 	pair(w, "reason", m.Phase.Reason)
+	pair(w, "ALARM", m.Facts.Alarm)
 	pair(w, "next boot", m.Plan.Action+": "+m.Plan.Reason)
 	if r := m.Facts.Reimage; r != nil {
 		pair(w, "reimage", fmt.Sprintf("order %d, %s: %s", r.Order, r.State, r.Reason))

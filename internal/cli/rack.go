@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -166,7 +167,7 @@ func describeStatus(w io.Writer, st *api.Status) {
 		_, _ = fmt.Fprintln(w) // Flush reports it
 		row(w, "LOOK AT", "PHASE", "SINCE", "REASON")
 		for _, at := range st.Attention {
-			row(w, at.Machine, phase(at.Phase), when(at.Phase.Since), at.Phase.Reason)
+			row(w, at.Machine, phase(at.Phase), when(at.Phase.Since), cmp.Or(at.Alarm, at.Phase.Reason))
 		}
 	}
 }

@@ -69,6 +69,19 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 	if b := view.Facts.Current(); b != nil && retry != "" && retry == b.Token {
 		e.Boot = b.Number
 	}
+	if plan.Wait || plan.Action.Netboots() {
+		// What follows carries the token of a boot.
+		ours, err := s.belongs(ctx, view.Machine, e.Peer)
+		if err != nil {
+			s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot look up who asks for a script")
+			text(w, http.StatusOK, retryScript("the inventory does not answer", again, later))
+			return
+		}
+		if !ours {
+			s.foreign(w, r, e)
+			return
+		}
+	}
 	if plan.Wait {
 		e.Plan, e.Wait = inventory.Hold, true
 		after, err := s.Inventory.Record(ctx, e) // which has it looked at
@@ -144,6 +157,17 @@ func (s *Server) hold(w http.ResponseWriter, r *http.Request, e inventory.Event,
 	// Nothing hangs on this record. That of a stranger is anybody's to cause.
 	if e.Machine != "" || s.refusals.Allow() {
 		s.record(r.Context(), e)
+	}
+}
+
+// foreign refuses the script of a machine to an address that is none of its own. It
+// is no event of the machine's boot: anyone can cause it.
+func (s *Server) foreign(w http.ResponseWriter, r *http.Request, e inventory.Event) {
+	reason := e.Peer.String() + " is no address of " + e.Machine
+	s.junk.Warn().Str("machine", e.Machine).Str("mac", string(e.MAC)).Stringer("peer", e.Peer).Str("reason", reason).Msg("boot script refused")
+	text(w, http.StatusOK, leaveScript(reason))
+	if s.refusals.Allow() {
+		s.record(r.Context(), inventory.Event{Kind: inventory.ScriptRefused, MAC: e.MAC, Machine: e.Machine, Peer: e.Peer, Message: reason})
 	}
 }
 

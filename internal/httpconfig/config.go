@@ -42,6 +42,7 @@ type fetch struct {
 	view   inventory.View
 	boot   *inventory.Boot
 	config MachineConfig
+	stolen bool // the token is right, and who shows it is not the machine
 }
 
 // machineConfig serves a machine its config, against the token of its boot.
@@ -53,6 +54,10 @@ func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
 	mac, err := inventory.ParseMAC(param(r, "mac"))
 	if err != nil {
 		s.refuse(w, r, http.StatusBadRequest, err.Error())
+		return
+	}
+	if peer := peerOf(r); !s.lab(peer) && !s.guesses.allowed(peer) {
+		text(w, http.StatusTooManyRequests, "too many refused requests\n")
 		return
 	}
 	f := &fetch{mac: mac, token: param(r, "token"), peer: peerOf(r), plain: r.TLS == nil}
@@ -75,6 +80,7 @@ func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(http.StatusNoContent)
 	default:
+		s.guesses.wrong(f.peer)
 		f.log(s.junk.Warn(), "config refused")
 		text(w, f.status, "refused; provisiond's log says why\n")
 		if f.machine() != "" && s.refusals.Allow() {
@@ -113,7 +119,7 @@ func (s *Server) send(w http.ResponseWriter, parts [][]byte) {
 // look decides what the request comes to now. When that is 200 it has been
 // recorded.
 func (s *Server) look(ctx context.Context, f *fetch) {
-	f.status, f.reason, f.boot = 0, "", nil
+	f.status, f.reason, f.boot, f.stolen = 0, "", nil, false
 	for _, step := range [...]func(*Server, context.Context, *fetch){(*Server).load, (*Server).admit, (*Server).plan, (*Server).render, (*Server).recordServed} {
 		if step(s, ctx, f); f.status != 0 {
 			return
@@ -153,6 +159,7 @@ func (s *Server) admit(ctx context.Context, f *fetch) {
 	if ours, err := s.belongs(ctx, f.view.Machine, f.peer); err != nil {
 		f.is(http.StatusNoContent, "the inventory does not answer: "+err.Error())
 	} else if !ours {
+		f.stolen = true
 		f.is(http.StatusForbidden, fmt.Sprintf("%s is no address of %s", f.peer, f.machine()))
 	}
 }
@@ -193,7 +200,11 @@ func (s *Server) recordServed(ctx context.Context, f *fetch) {
 }
 
 func (s *Server) recordRefusal(ctx context.Context, f *fetch) {
-	s.record(ctx, inventory.Event{Kind: inventory.ConfigRefused, MAC: f.mac, Machine: f.machine(), Peer: f.peer, Message: f.reason})
+	e := inventory.Event{Kind: inventory.ConfigRefused, MAC: f.mac, Machine: f.machine(), Peer: f.peer, Message: f.reason}
+	if f.stolen {
+		e.Kind, e.Boot = inventory.TokenStolen, f.boot.Number
+	}
+	s.record(ctx, e)
 }
 
 func (f *fetch) is(status int, reason string) { f.status, f.reason = status, reason }

@@ -8,10 +8,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +29,7 @@ func (r *rack) serveTLS(t testing.TB) (*http.Client, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.Server.config.URLs.HTTP = loopback
 	cert := selfSigned(t)
 	roots := x509.NewCertPool()
 	roots.AddCert(cert.Leaf)
@@ -132,5 +135,65 @@ func TestServeTLS(t *testing.T) {
 	}
 	if n := len(r.keeper.recorded()); n != 1 {
 		t.Errorf("recorded %v", r.keeper.kinds())
+	}
+}
+
+// TestScriptGoesToTheMachine: a script, which carries the token of a boot, is given to
+// an address of the machine only; nobody else begins a boot of it either.
+func TestScriptGoesToTheMachine(t *testing.T) {
+	for _, spoil := range []func(r *rack){
+		func(*rack) {}, // to be installed
+		func(r *rack) { // asks again and again whether it may be wiped
+			r.keeper.view.Facts.Install.Done = 1
+			r.keeper.view.Facts.Reimage = inventory.Reimage{Order: inventory.Order{Ordered: 1}}
+		},
+	} {
+		r := newRack(t)
+		r.boots(bootNow(7, token))
+		spoil(r)
+		for _, from := range []netip.Addr{alien, inventory.MAC("52:54:00:00:00:09").LinkLocal(), netip.IPv6Loopback()} {
+			before := len(r.keeper.recorded())
+			w := r.ask(http.MethodGet, scriptPath+"?retry="+token, from)
+			if body := w.Body.String(); w.Code != 200 || !strings.Contains(body, from.String()+" is no address of cp-1") || strings.Contains(body, "kernel http:") || strings.Contains(body, token) {
+				t.Errorf("%s is answered %d\n%s", from, w.Code, body)
+			}
+			if events := r.keeper.recorded()[before:]; len(events) != 1 || events[0].Kind != inventory.ScriptRefused || events[0].Peer != from {
+				t.Errorf("recorded %+v", events)
+			}
+		}
+		if len(r.keeper.view.Facts.Boots) != 1 || r.keeper.view.Facts.Boots[0].Waits {
+			t.Errorf("others moved its boot: %+v", r.keeper.view.Facts.Boots)
+		}
+		for _, own := range []netip.Addr{stable, leased, mac2.LinkLocal()} {
+			if body := r.ask(http.MethodGet, scriptPath, own).Body.String(); strings.Contains(body, "no address of") {
+				t.Errorf("%s is answered\n%s", own, body)
+			}
+		}
+	}
+}
+
+// TestGuessesAreLimited: whoever tries token after token is not looked at any more,
+// and the machine is served meanwhile.
+func TestGuessesAreLimited(t *testing.T) {
+	r := newRack(t)
+	r.boots(bootNow(7, token))
+	statuses := map[int]int{}
+	for i := range 3 * guessBurst {
+		statuses[r.ask(http.MethodGet, configPath+fmt.Sprintf("%022d", i), alien).Code]++
+	}
+	if statuses[403] < guessBurst || statuses[403] > guessBurst+2 || statuses[429] != 3*guessBurst-statuses[403] {
+		t.Errorf("answered %v", statuses)
+	}
+	if w := r.ask(http.MethodGet, configPath+token, alien); w.Code != 429 || strings.Contains(w.Body.String(), "v1alpha1") {
+		t.Errorf("the right token from there: %d", w.Code)
+	}
+	if w := r.ask(http.MethodGet, configPath+token, stable); w.Code != 200 {
+		t.Errorf("the machine gets %d", w.Code)
+	}
+	for i := range 2 * maxGuessers {
+		r.guesses.wrong(netip.AddrFrom16([16]byte{0x20, 1, 14: byte(i >> 8), 15: byte(i)}))
+	}
+	if n := len(r.guesses.by); n > maxGuessers {
+		t.Errorf("remembers %d addresses", n)
 	}
 }

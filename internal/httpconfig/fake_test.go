@@ -30,6 +30,7 @@ var (
 	stable = netip.MustParseAddr("2001:db8::11")
 	leased = netip.MustParseAddr("2001:db8::8000")
 	alien  = netip.MustParseAddr("2001:db8::bad")
+	slaac  = netip.MustParsePrefix("2001:db8::/64")
 )
 
 func errNotFound(what string) error { return fmt.Errorf("%s: %w", what, inventory.ErrNotFound) }
@@ -93,7 +94,8 @@ func (k *keeper) MachineByAddress(_ context.Context, a netip.Addr) (inventory.Vi
 	if k.addressErr != nil {
 		return inventory.View{}, k.addressErr
 	}
-	if m := k.view.Machine; m != nil && (a == m.Address || k.leases[a] != "" && slices.Contains(m.MACs, k.leases[a])) {
+	mac, _ := inventory.MACFromEUI64(a)
+	if m := k.view.Machine; m != nil && (a == m.Address || slices.Contains(m.MACs, mac) && (a.IsLinkLocalUnicast() || slaac.Contains(a)) || k.leases[a] != "" && slices.Contains(m.MACs, k.leases[a])) {
 		return k.view, nil
 	}
 	return inventory.View{}, nil

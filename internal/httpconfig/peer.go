@@ -23,21 +23,18 @@ func peerOf(r *http.Request) netip.Addr {
 	return at.Addr().Unmap().WithZone("")
 }
 
-// belongs reports whether an address is one of the machine's: its stable
-// address; one made of one of its MACs (Talos fetches from its link-local address
-// while the other is in DAD, and from a SLAAC address where the router announces
-// a prefix); or a lease. Loopback is the lab on one host.
-func (s *Server) belongs(ctx context.Context, m *inventory.Machine, peer netip.Addr) (bool, error) {
-	if peer == m.Address || peer.IsLoopback() {
-		return true, nil
-	}
-	if mac, ok := inventory.MACFromEUI64(peer); ok && slices.Contains(m.MACs, mac) {
-		return true, nil
-	}
-	return s.leases(ctx, m, peer)
+// lab reports whether a peer is of a lab on one host, where all are on loopback and no
+// address tells machines apart.
+func (s *Server) lab(peer netip.Addr) bool {
+	return peer.IsLoopback() && s.config.URLs.HTTP.Addr().IsLoopback()
 }
 
-func (s *Server) leases(ctx context.Context, m *inventory.Machine, peer netip.Addr) (bool, error) {
+// belongs reports whether an address is one of the machine's. Talos fetches from its
+// link-local one while the other is in DAD.
+func (s *Server) belongs(ctx context.Context, m *inventory.Machine, peer netip.Addr) (bool, error) {
+	if peer == m.Address || s.lab(peer) {
+		return true, nil
+	}
 	view, err := s.Inventory.MachineByAddress(ctx, peer)
 	if errors.Is(err, inventory.ErrNotFound) {
 		return false, nil

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -19,6 +20,9 @@ import (
 
 // deadline bounds what must happen; nothing is timed with it.
 const deadline = 20 * time.Second
+
+// loopback is where a lab on one host is.
+var loopback = netip.MustParseAddrPort("[::1]:8080")
 
 // serve runs the server until the test ends, and returns the URL of its root.
 func (r *rack) serve(t testing.TB) string {
@@ -34,6 +38,7 @@ func (r *rack) serve(t testing.TB) string {
 
 // serveOn runs the server; the function it returns stops it.
 func (r *rack) serveOn(t testing.TB, l net.Listener) (stop func()) {
+	r.Server.config.URLs.HTTP = loopback
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Serve(ctx, l) }()

@@ -50,8 +50,9 @@ type Inventory interface {
 	// is nil for a stranger.
 	View(ctx context.Context, mac inventory.MAC, arch inventory.Arch) (inventory.View, error)
 	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
-	// MachineByAddress returns the machine that an address belongs to, as its
-	// stable address or a lease. The view's Machine is nil when it is nobody's.
+	// MachineByAddress returns the machine that an address belongs to: its stable
+	// address, a lease, or one made of a MAC of its own. The view's Machine is nil when
+	// it is nobody's.
 	MachineByAddress(ctx context.Context, a netip.Addr) (inventory.View, error)
 	// Images lists the boot images.
 	Images(ctx context.Context) ([]inventory.Image, error)
@@ -112,6 +113,7 @@ type Server struct {
 	junk   zerolog.Logger // rate-limited: anyone on the network can cause these lines
 
 	refusals *rate.Limiter // of events that anyone can cause
+	guesses  *guesses
 	held     chan struct{} // one for each config request that waits
 	buffers  sync.Pool     // of *bytes.Buffer, to send configs from
 }
@@ -129,6 +131,7 @@ func New(c Config, d Deps, log zerolog.Logger) *Server {
 		log:      log,
 		junk:     log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second}),
 		refusals: rate.NewLimiter(5, 50),
+		guesses:  newGuesses(),
 		held:     make(chan struct{}, maxHeld),
 	}
 	both := func(route string, h http.HandlerFunc) {

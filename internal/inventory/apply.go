@@ -47,7 +47,7 @@ func apply(v View, e Event) (after View, tells bool, err error) {
 		}
 		tells = applyMachine(&v.Facts, e) || told || tells
 	}
-	return v, tells || e.Kind == ConfigRefused || e.Kind == Reported && e.Message != "", nil
+	return v, tells || e.Kind == ScriptRefused || e.Kind == ConfigRefused || e.Kind == Reported && e.Message != "", nil
 }
 
 // complete fills in what follows from what is known when the event happens.
@@ -102,10 +102,17 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 			b.ConfigFetches++
 			if !b.ConfigTo.IsValid() {
 				b.ConfigTo = e.Peer
+			} else if e.Peer != b.ConfigTo && b.Alarm == "" {
+				b.Alarm = fmt.Sprintf("the config of boot %d was given to %s, and to %s after it: unless that was the machine again, somebody has its keys", b.Number, b.ConfigTo, e.Peer)
 			}
 			f.ConfigHash, f.ConfigAt, f.Holds = e.Hash, e.Time, e.Holds
 			f.StagedHash = "" // its disk was blank
 			wiped(f, b, e)
+			return true
+		}
+	case TokenStolen:
+		if b := changeBoot(f, e); b != nil && b.Alarm == "" {
+			b.Alarm = fmt.Sprintf("%s, which is no address of the machine, showed the token of boot %d: it got nothing, but somebody listens", e.Peer, b.Number)
 			return true
 		}
 	case ConfigApplied:

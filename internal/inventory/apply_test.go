@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -334,5 +335,31 @@ func TestPlanHolds(t *testing.T) {
 		if p := PlanBoot(v); p.Action != Hold || p.Reason == "" {
 			t.Errorf("%s: %+v, want hold with a reason", name, p)
 		}
+	}
+}
+
+// TestAlarm: a second taker of a config, and a token in the hands of somebody else.
+func TestAlarm(t *testing.T) {
+	a, b := netip.MustParseAddr("2001:db8::11"), netip.MustParseAddr("fe80::5054:ff:fe00:1")
+	boot := []Event{{Kind: Solicited, Client: FirmwarePXE, XID: 1}, {Kind: ScriptServed, Plan: Install}}
+	for name, tt := range map[string]struct {
+		events []Event
+		want   string
+	}{
+		"once":               {[]Event{{Kind: ConfigServed, Peer: a}}, ""},
+		"tried again":        {[]Event{{Kind: ConfigServed, Peer: a}, {Kind: ConfigServed, Peer: a}}, ""},
+		"refused":            {[]Event{{Kind: ConfigRefused, Peer: b}}, ""},
+		"second taker":       {[]Event{{Kind: ConfigServed, Peer: a}, {Kind: ConfigServed, Peer: b}}, "given to 2001:db8::11, and to fe80::5054:ff:fe00:1 after it"},
+		"stolen":             {[]Event{{Kind: TokenStolen, Boot: 1, Peer: b}}, "fe80::5054:ff:fe00:1, which is no address of the machine"},
+		"stolen from nobody": {[]Event{{Kind: TokenStolen, Boot: 9, Peer: b}}, ""},
+		"the first counts":   {[]Event{{Kind: TokenStolen, Boot: 1, Peer: b}, {Kind: ConfigServed, Peer: a}, {Kind: ConfigServed, Peer: b}}, "showed the token of boot 1"},
+		"in a boot before":   {[]Event{{Kind: TokenStolen, Boot: 1, Peer: b}, {Kind: ConfigServed, Peer: a}, {Kind: Solicited, Client: FirmwarePXE, XID: 2, Time: t0.Add(time.Hour)}}, "showed the token of boot 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := story(t, registered(), slices.Concat(boot, tt.events)...)
+			if got := v.Facts.Alarm(); (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+				t.Errorf("alarm %q, want %q", got, tt.want)
+			}
+		})
 	}
 }

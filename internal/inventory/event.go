@@ -16,8 +16,10 @@ const (
 	ScriptServed    Kind = "script-served"    // was given a boot script
 	KernelServed    Kind = "kernel-served"    // read the kernel to its end
 	InitramfsServed Kind = "initramfs-served" // read the initramfs to its end
+	ScriptRefused   Kind = "script-refused"   // somebody else asked for its boot script
 	ConfigServed    Kind = "config-served"    // was given its machine config
 	ConfigRefused   Kind = "config-refused"   // asked for a config it may not have
+	TokenStolen     Kind = "token-stolen"     // the token of its boot was shown from an address of somebody else
 	Reported        Kind = "reported"         // said something on its event stream
 	APIAnswered     Kind = "api-answered"     // its API answered with a certificate of our CA
 	Declined        Kind = "declined"         // found its address in use

@@ -143,6 +143,8 @@ type Boot struct {
 	// ConfigFetches counts answered config requests; Talos retries.
 	ConfigFetches int        `json:"configFetches,omitempty"`
 	ConfigTo      netip.Addr `json:"configTo,omitzero"` // who fetched it first
+	// Alarm is why the machine's keys may be out; empty: nothing points to it.
+	Alarm string `json:"alarm,omitempty"`
 }
 
 // lastSign is when the machine was last heard of before its config.
@@ -162,6 +164,17 @@ func (f *Facts) Current() *Boot {
 		return nil
 	}
 	return f.Boots[0]
+}
+
+// Alarm is why the machine's keys may be out, by the newest boot that gave cause for
+// it; empty: none did.
+func (f *Facts) Alarm() string {
+	for _, b := range f.Boots {
+		if b.Alarm != "" {
+			return b.Alarm
+		}
+	}
+	return ""
 }
 
 // Clone returns a copy that may be changed.

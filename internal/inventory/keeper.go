@@ -220,22 +220,26 @@ func (k *Keeper) Machine(ctx context.Context, ref string) (View, error) {
 }
 
 // MachineByAddress returns the machine that an address belongs to: its stable
-// address, a lease, or the EUI-64 link-local address of one of its NICs. The
-// view's Machine is nil when it is nobody's.
+// address, a lease, or the EUI-64 address of one of its NICs, link-local or of the
+// subnet that its stable address is of. The view's Machine is nil when it is nobody's.
 func (k *Keeper) MachineByAddress(ctx context.Context, a netip.Addr) (View, error) {
 	a = a.Unmap().WithZone("")
 	if a.IsLinkLocalUnicast() {
-		if mac, ok := MACFromEUI64(a); ok {
-			return k.View(ctx, mac, "")
-		}
-		return View{}, nil
+		return k.machineByEUI64(ctx, a)
 	}
 	rec, err := k.store.Get(ctx, Key{BucketAddresses, a.String()})
 	if errors.Is(err, ErrNotFound) {
 		if l := k.leases.of(a); l != nil && l.live(time.Now()) && !l.Declined && l.MAC != "" {
 			return k.View(ctx, l.MAC, "")
 		}
-		return View{}, nil
+		// SLAAC, where a router announces the prefix. In another subnet anyone could
+		// give himself the address.
+		v, err := k.machineByEUI64(ctx, a)
+		subnets := k.Subnets()
+		if s := subnetOf(subnets, a); err != nil || v.Machine == nil || s == nil || s != subnetOf(subnets, v.Machine.Address) {
+			return View{}, err
+		}
+		return v, nil
 	}
 	if err != nil {
 		return View{}, err
@@ -262,6 +266,13 @@ func (k *Keeper) Machines(ctx context.Context, after string, limit int) ([]View,
 		views = append(views, noted)
 	}
 	return views, nil
+}
+
+func (k *Keeper) machineByEUI64(ctx context.Context, a netip.Addr) (View, error) {
+	if mac, ok := MACFromEUI64(a); ok {
+		return k.View(ctx, mac, "")
+	}
+	return View{}, nil
 }
 
 func (k *Keeper) viewOf(ctx context.Context, name string, arch Arch) (View, error) {

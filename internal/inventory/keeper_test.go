@@ -94,6 +94,11 @@ func TestRegister(t *testing.T) {
 	if v, err := k.MachineByAddress(t.Context(), addr("fe80::5054:ff:feab:cdef").WithZone("eth0")); err != nil || v.Machine == nil {
 		t.Errorf("not found by its link-local address: %v", err)
 	}
+	for a, found := range map[string]bool{"2001:db8:1::5054:ff:feab:cdef": true, "2001:db8:2::5054:ff:feab:cdef": false, "2001:db8:9::5054:ff:feab:cdef": false, "2001:db8:1::5054:ff:feab:cdee": false} {
+		if v, err := k.MachineByAddress(t.Context(), addr(a)); err != nil || (v.Machine != nil) != found {
+			t.Errorf("%s by SLAAC: found %t, %v", a, !found, err)
+		}
+	}
 	if members, err := k.Members(t.Context(), "prod", ""); err != nil || len(members) != 1 {
 		t.Errorf("members are %v, %v", members, err)
 	}

@@ -161,7 +161,8 @@ func (s *EventSink) Publish(ctx context.Context, req *events.EventRequest) (*eve
 }
 
 // identify finds the machine by the peer's address, which holds for the whole
-// connection, or else by what Talos says of itself in an AddressEvent.
+// connection. What Talos says of itself in an AddressEvent is believed on loopback
+// only, where a simulated rack has one address: on a segment, anyone could say it.
 func (s *EventSink) identify(ctx context.Context, r *reporter, msg proto.Message) {
 	if r.machine != "" {
 		return
@@ -172,9 +173,11 @@ func (s *EventSink) identify(ctx context.Context, r *reporter, msg proto.Message
 		r.machine, r.mac, _ = s.resolve.MachineByAddress(ctx, from)
 	}
 	if said, ok := msg.(*machineapi.AddressEvent); ok && r.machine == "" {
-		r.machine, r.mac, how = s.byAddressEvent(ctx, said)
+		if from.IsLoopback() {
+			r.machine, r.mac, how = s.byAddressEvent(ctx, said)
+		}
 		if r.machine == "" {
-			s.log.Info().Stringer("peer", from).Str("reason", "neither its address nor its name is known").Msg("events of an unknown machine")
+			s.log.Info().Stringer("peer", from).Str("reason", "its address is no machine's").Msg("events of an unknown machine")
 			return
 		}
 	}

@@ -183,8 +183,8 @@ func (c *logConn) take(ctx context.Context, b []byte) error {
 	return c.lines.Append(l)
 }
 
-// identify finds the machine by the peer's address, or else by the name it gives
-// itself.
+// identify finds the machine by the peer's address; on loopback also by the name it
+// gives itself (see [EventSink]).
 func (c *logConn) identify(ctx context.Context, l LogLine) error {
 	const byAddress = "peer address"
 	var name, how string
@@ -197,7 +197,7 @@ func (c *logConn) identify(ctx context.Context, l LogLine) error {
 			c.k.log.Info().Stringer("peer", c.peer).Str("reason", "its address is not known").Msg("kernel log of an unknown machine")
 		}
 	}
-	if said := hostname(l.Text); name == "" && inventory.CheckName("hostname", said) == nil {
+	if said := hostname(l.Text); name == "" && c.peer.IsLoopback() && inventory.CheckName("hostname", said) == nil {
 		if _, ok := c.k.resolve.MachineByName(ctx, said); ok {
 			name, how = said, "reported host name"
 		}

@@ -73,6 +73,7 @@ type Facts struct {
 	Holds       *Membership    `json:"holds,omitempty" doc:"What its disk makes of it: what the config says that it fetched last"`
 	Reimage     *ReimageStatus `json:"reimage,omitempty" doc:"The newest order to reimage it"`
 	Boot        *Boot          `json:"boot,omitempty" doc:"Its newest boot"`
+	Alarm       string         `json:"alarm,omitempty" doc:"Why its keys may be out, by one of its last boots"`
 }
 
 // Membership is what a machine is in a life of a cluster.
@@ -110,6 +111,7 @@ type Boot struct {
 	Steps         []Step    `json:"steps" nullable:"false" doc:"Steps that were seen, in their order"`
 	ConfigFetches int       `json:"configFetches,omitempty" doc:"Answered config requests; Talos retries"`
 	ConfigTo      string    `json:"configTo,omitempty" doc:"Address that fetched the config first"`
+	Alarm         string    `json:"alarm,omitempty" doc:"Why the machine's keys may be out"`
 }
 
 // Step is one step of a boot.

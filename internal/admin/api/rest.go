@@ -73,7 +73,7 @@ type Status struct {
 	Discovered int               `json:"discovered" doc:"NICs seen that belong to no machine"`
 	Images     int               `json:"images"`
 	Dropped    map[string]uint64 `json:"dropped,omitempty" doc:"DHCPv6 packets that got no answer since the start, by reason"`
-	Attention  []Attention       `json:"attention" nullable:"false" doc:"Machines that stalled or failed, at most 100"`
+	Attention  []Attention       `json:"attention" nullable:"false" doc:"Machines that stalled, failed or gave alarm, at most 100"`
 }
 
 // ClusterStatus is one cluster at a glance.
@@ -88,6 +88,7 @@ type ClusterStatus struct {
 type Attention struct {
 	Machine string `json:"machine"`
 	Phase   State  `json:"phase"`
+	Alarm   string `json:"alarm,omitempty" doc:"Why its keys may be out"`
 }
 
 // Version is what answers.
