@@ -62,6 +62,7 @@ type rawSubnet struct {
 	Name                 string                 `yaml:"name"`
 	Prefix               netip.Prefix           `yaml:"prefix"`
 	Interface            string                 `yaml:"interface"`
+	Relays               []string               `yaml:"relays"`
 	Machines             string                 `yaml:"machines"`
 	Pool                 string                 `yaml:"pool"`
 	Strangers            bool                   `yaml:"strangers"`
@@ -439,6 +440,16 @@ func (rs rawSubnet) subnet(at string) (inventory.Subnet, error) {
 	}
 	if s.Preferred == 0 && s.Valid == 0 {
 		s.Preferred, s.Valid = 12*time.Hour, 24*time.Hour
+	}
+	for i, text := range rs.Relays {
+		p, err := netip.ParsePrefix(text)
+		if a, aerr := netip.ParseAddr(text); aerr == nil && a.Zone() == "" {
+			p, err = a.Prefix(a.BitLen())
+		}
+		if err != nil {
+			return s, &inventory.FieldError{Field: fmt.Sprintf("%s.relays[%d]", at, i), Problem: fmt.Sprintf("%q is not an address or a prefix", text), Fix: "such as 2001:db8:2::1"}
+		}
+		s.Relays = append(s.Relays, p)
 	}
 	for _, f := range []struct {
 		name, text string

@@ -17,6 +17,7 @@ const (
 	dropMalformed
 	dropSource
 	dropRelays
+	dropRelay
 	dropType
 	dropDUID
 	dropNoClient
@@ -39,6 +40,7 @@ var dropNames = [numDrops]string{
 	dropMalformed:   "malformed",
 	dropSource:      "bad source",
 	dropRelays:      "too many relays",
+	dropRelay:       "unknown relay",
 	dropType:        "wrong type",
 	dropDUID:        "bad client DUID",
 	dropNoClient:    "no client DUID",

@@ -26,6 +26,7 @@ type rack struct {
 	bound   []inventory.Binding
 	freed   []string
 	failing map[string]error // by method name
+	relays  []netip.Prefix   // of the first subnet
 }
 
 func (r *rack) fail(method string, err error) { r.failing[method] = err }
@@ -136,7 +137,11 @@ func (r *rack) Registered(mac inventory.MAC) bool {
 	return r.views[mac].Machine != nil
 }
 
-func (r *rack) Subnets() []inventory.Subnet { return testSubnets() }
+func (r *rack) Subnets() []inventory.Subnet {
+	n := testSubnets()
+	n[0].Relays = r.relays
+	return n
+}
 
 func (r *rack) solicited() int {
 	n := 0

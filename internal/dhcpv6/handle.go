@@ -132,6 +132,16 @@ func (x *exchange) link() netip.Addr {
 // findSubnet chooses by the link-address, and by the receiving interface where there
 // is none.
 func (s *Server) findSubnet(x *exchange) error {
+	if err := s.chooseSubnet(x); err != nil {
+		return err
+	}
+	if from := x.in.src.Addr(); len(x.relays) > 0 && !x.subnet.MayRelay(from) {
+		return dropf(dropRelay, "%s is not among the relays of subnet %s", from, x.subnet.Name)
+	}
+	return nil
+}
+
+func (s *Server) chooseSubnet(x *exchange) error {
 	subnets := s.inv.Subnets() // once: a packet sees one network
 	if link := x.link(); link.IsValid() {
 		for j := range subnets {

@@ -111,7 +111,10 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-func refuse(r *rack)   { r.fail("Bind", inventory.ErrRefused) }
+func refuse(r *rack) { r.fail("Bind", inventory.ErrRefused) }
+func relaysOnly(p string) func(*rack) {
+	return func(r *rack) { r.relays = []netip.Prefix{netip.MustParsePrefix(p)} }
+}
 func full(r *rack)     { r.fail("Bind", inventory.ErrFull) }
 func stranger(r *rack) { delete(r.views, installMAC) }
 

@@ -61,6 +61,8 @@ func TestSilence(t *testing.T) {
 		"relay of nothing":           {in: viaRelay(append([]byte{forw, 0}, make([]byte, 32)...)), want: dropMalformed},
 		"relay from elsewhere":       {in: viaRelay(relayed(0, "2001:db8:9::1", "fe80::1", ovmfPXE.first())), want: dropSubnet},
 		"relay with no link-address": {in: viaRelay(relayed(0, "::", "fe80::1", ovmfPXE.first())), want: dropSubnet},
+		"unknown relay":              {in: viaRelay(relayed(0, "2001:db8:1::1", "fe80::1", ovmfPXE.first())), set: relaysOnly("2001:db8:ffff::2/128"), want: dropRelay},
+		"unknown last relay":         {in: viaRelay(deep(2, func(i int) byte { return byte(i) })), set: relaysOnly("2001:db8:1::fe/128"), want: dropRelay},
 		"another interface":          {in: on(direct(installMAC, ovmfPXE.first()), func(p *packet) { p.ifname = "mgmt0" }), want: dropSubnet},
 		"no interface":               {in: on(direct(installMAC, ovmfPXE.first()), func(p *packet) { p.ifname = "" }), want: dropSubnet},
 		"solicit to unicast":         {in: on(direct(installMAC, ovmfPXE.first()), func(p *packet) { p.dst = stableAddr }), want: dropUnicast},
@@ -97,5 +99,19 @@ func TestSilence(t *testing.T) {
 				t.Error("a dropped packet made a lease")
 			}
 		})
+	}
+}
+
+// TestRelays: those that are named may speak for their subnet.
+func TestRelays(t *testing.T) {
+	r := newRack()
+	relaysOnly("2001:db8:ffff::/64")(r)
+	for name, in := range map[string]packet{
+		"through a relay that is named": viaRelay(relayed(0, "2001:db8:1::1", installMAC.LinkLocal().String(), ovmfPXE.first())),
+		"on the link":                   direct(installMAC, ovmfPXE.first()),
+	} {
+		if out, err := newServer(t, r, nil).handle(t.Context(), in); err != nil || len(out.data) == 0 {
+			t.Errorf("%s: no answer: %v", name, err)
+		}
 	}
 }

@@ -18,6 +18,10 @@ type Subnet struct {
 	// Interface is the local interface the segment is attached to; empty for a
 	// segment that is reached through a relay whose link-address is in Prefix.
 	Interface string
+	// Relays are the addresses that may relay for the segment, the last one before us where
+	// there are several in a row. None: any may, and who can send us a packet can say
+	// that it is a relay and heard any machine.
+	Relays []netip.Prefix
 	// Machines is the range registered machines get their address from when
 	// none is given. An address may be given anywhere in Prefix outside Pool.
 	Machines Range
@@ -41,6 +45,11 @@ type Subnet struct {
 	// Preference is that of our Advertise (RFC 8415 section 18.3.9). At 255 a client
 	// takes it at once; firmware then saves 4 to 5 s of waiting for others (EDK2).
 	Preference uint8
+}
+
+// MayRelay reports whether a relay at an address may speak for the segment.
+func (s *Subnet) MayRelay(a netip.Addr) bool {
+	return len(s.Relays) == 0 || slices.ContainsFunc(s.Relays, func(p netip.Prefix) bool { return p.Contains(a.WithZone("")) })
 }
 
 // Range is an inclusive range of addresses. The zero value is empty.
@@ -150,6 +159,11 @@ func (s *Subnet) Validate() error {
 	}{{"machines", s.Machines}, {"pool", s.Pool}} {
 		if !f.r.IsZero() && (!s.Prefix.Contains(f.r.First) || !s.Prefix.Contains(f.r.Last)) {
 			return fieldErr(f.name, "a range inside "+s.Prefix.String(), "%s-%s lies outside the prefix", f.r.First, f.r.Last)
+		}
+	}
+	for i, r := range s.Relays {
+		if !r.IsValid() || !r.Addr().Is6() || r.Addr().Is4In6() || r != r.Masked() {
+			return fieldErr(fmt.Sprintf("relays[%d]", i), "an address such as 2001:db8::1, or a prefix without host bits", "%v is not where an IPv6 relay is", r)
 		}
 	}
 	if s.Machines.Overlaps(s.Pool) {
