@@ -153,7 +153,7 @@ func TestNothingIsLost(t *testing.T) {
 		m := &inventory.Machine{
 			Name: "cp-1", MACs: []inventory.MAC{"52:54:00:12:34:56", "52:54:00:12:34:57"}, Cluster: "rack1", Role: inventory.ControlPlane,
 			Address: addr("2001:db8::11"), Subnet: "rack", Install: inventory.InstallTarget{DiskSelector: map[string]string{"size": ">1GB"}, Image: "i"},
-			Image: "v1.13.6/abc", Addressing: inventory.DHCPv6, Patches: []string{"a: b"}, KernelArgs: []string{"x=y"}, Labels: map[string]string{"a": "b"},
+			Image: "v1.13.6/abc", Addressing: inventory.DHCPv6, Approval: inventory.ApprovalRequired, Patches: []string{"a: b"}, KernelArgs: []string{"x=y"}, Labels: map[string]string{"a": "b"},
 		}
 		noneZero(t, *m, "Created", "Rev", "Install.Disk")
 		got, err := machineFrom(specOfMachine(m), nil)
@@ -166,7 +166,7 @@ func TestNothingIsLost(t *testing.T) {
 		c := &inventory.Cluster{
 			Name: "rack1", Endpoint: "https://[2001:db8::1]:6443", TalosVersion: "v1.13.6", KubernetesVersion: "1.36.2", Schematic: "abc",
 			PodSubnets: prefixes("fd00::/56"), ServiceSubnets: prefixes("fd01::/112"), DNS: addrs("2001:db8::53"), NTP: []string{"2001:db8::123"},
-			Addressing: inventory.Static, Delivery: inventory.OverHTTP, Install: inventory.InstallTarget{Disk: "/dev/sda", Image: "i"}, Patches: []string{"a"},
+			Addressing: inventory.Static, Delivery: inventory.OverHTTP, Approval: inventory.ApprovalRequired, Install: inventory.InstallTarget{Disk: "/dev/sda", Image: "i"}, Patches: []string{"a"},
 			ControlPlanePatches: []string{"b"}, WorkerPatches: []string{"c"}, KernelArgs: []string{"x=y"},
 		}
 		noneZero(t, *c, "Created", "Rev", "Imported", "Epoch", "Install.DiskSelector")

@@ -52,7 +52,7 @@ func (p *ImagePath) image() *inventory.Image {
 type EventFilter struct {
 	Machine string `query:"machine" doc:"Only events of this machine"`
 	Cluster string `query:"cluster" doc:"Only events that name this cluster"`
-	Kind    string `query:"kind" doc:"Only events of this kind" enum:"solicited,offered,loader-served,script-served,kernel-served,initramfs-served,config-served,script-refused,config-refused,token-stolen,reported,api-answered,declined,bootstrap-claimed,bootstrap-sent,bootstrap-accepted,bootstrap-declined,bootstrap-waits,bootstrap-done,config-applied,reimage-ordered,reimage-cancelled,reimage-waits,reimage-leaves,reimage-cleared,wipe-claimed,wipe-accepted,wipe-declined,rollout-started,rollout-claimed,rollout-answered,rollout-again,rollout-done,rollout-failed,rollout-waits,rollout-ended,registered,changed,removed,cluster-created,cluster-changed,cluster-removed,cluster-reset,image-added,image-removed,secrets-read"`
+	Kind    string `query:"kind" doc:"Only events of this kind" enum:"solicited,offered,loader-served,script-served,kernel-served,initramfs-served,config-served,script-refused,approval-asked,approval-given,approval-denied,config-refused,token-stolen,reported,api-answered,declined,bootstrap-claimed,bootstrap-sent,bootstrap-accepted,bootstrap-declined,bootstrap-waits,bootstrap-done,config-applied,reimage-ordered,reimage-cancelled,reimage-waits,reimage-leaves,reimage-cleared,wipe-claimed,wipe-accepted,wipe-declined,rollout-started,rollout-claimed,rollout-answered,rollout-again,rollout-done,rollout-failed,rollout-waits,rollout-ended,registered,changed,removed,cluster-created,cluster-changed,cluster-removed,cluster-reset,image-added,image-removed,secrets-read"`
 }
 
 func (f *EventFilter) match(e *inventory.Event) bool {

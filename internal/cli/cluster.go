@@ -149,6 +149,7 @@ func describeCluster(w io.Writer, c *api.Cluster) {
 	pair(w, "ntp", strings.Join(c.NTP, " "))
 	pair(w, "addressing", c.Addressing)
 	pair(w, "delivery", c.Delivery)
+	pair(w, "approval", c.Approval)
 	describeInstall(w, c.Install)
 	pair(w, "kernel args", strings.Join(c.KernelArgs, " "))
 	pair(w, "patches", count(len(c.Patches)))

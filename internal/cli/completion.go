@@ -39,7 +39,7 @@ func (a *app) complete(cmd *cobra.Command) {
 		"image": names(a, "images", nil, func(i api.Image) string {
 			return strings.TrimSuffix(strings.TrimSuffix(i.ID, "/"+i.Arch), "/"+api.DefaultSchematic)
 		}),
-		"role": fixed("controlplane", "worker"), "phase": fixed(phases...), "addressing": fixed("static", "dhcpv6"), "delivery": fixed("https", "http"),
+		"role": fixed("controlplane", "worker"), "phase": fixed(phases...), "addressing": fixed("static", "dhcpv6"), "delivery": fixed("https", "http"), "approval": fixed("none", "required"),
 		"arch": fixed("amd64", "arm64"), "output": fixed("table", "json", "yaml"),
 	}
 	if words := strings.Fields(cmd.Use); len(words) > 1 {

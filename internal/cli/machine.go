@@ -215,6 +215,7 @@ func describeMachine(w io.Writer, m *api.Machine) {
 	pair(w, "image", m.Image)
 	describeInstall(w, m.Install)
 	pair(w, "addressing", m.Addressing)
+	pair(w, "approval", m.Approval)
 	pair(w, "kernel args", strings.Join(m.KernelArgs, " "))
 	pair(w, "patches", count(len(m.Patches)))
 	pair(w, "labels", pairsText(m.Labels))

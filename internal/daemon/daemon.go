@@ -180,7 +180,7 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, ur
 	for _, conn := range s.tftp {
 		d.run("tftp on "+conn.LocalAddr().String(), func(ctx context.Context) error { return first.Serve(ctx, conn) })
 	}
-	boot := httpconfig.New(httpconfig.Config{URLs: urls}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{d.configs}, Loaders: files, Images: blobs}, component(d.log, "http"))
+	boot := httpconfig.New(httpconfig.Config{URLs: urls, ApprovalURL: approvalURL(cfg)}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{d.configs}, Loaders: files, Images: blobs}, component(d.log, "http"))
 	d.run("http", func(ctx context.Context) error { return boot.Serve(ctx, s.http) })
 	d.run("https", func(ctx context.Context) error { return boot.ServeTLS(ctx, s.https, authority.Server()) })
 
@@ -206,6 +206,14 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, ur
 		d.run("ndp on "+name, func(ctx context.Context) error { return advertiser.Serve(ctx, conn) })
 	}
 	return nil
+}
+
+// approvalURL is where the console of a machine sends a person.
+func approvalURL(cfg *Config) string {
+	if !cfg.Listen.IsValid() {
+		return "https://[" + cfg.Address.String() + "]/approve" // only the command answers
+	}
+	return "https://" + cfg.Listen.String() + "/approve"
 }
 
 // router is an advertiser and what it needs to be told something else.

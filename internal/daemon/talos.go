@@ -342,7 +342,7 @@ func (c rackConfigs) Config(ctx context.Context, v inventory.View) (httpconfig.M
 // KernelLine implements httpconfig.Configs. It is asked when a boot script goes
 // out, which is when the config that the boot will fetch is put aside for a
 // later comparison: off the path of the fetch itself.
-func (c rackConfigs) KernelLine(ctx context.Context, v inventory.View, configURL string) (string, error) {
+func (c rackConfigs) KernelLine(ctx context.Context, v inventory.View, at httpconfig.ConfigURLs) (string, error) {
 	cfg, err := c.config(ctx, v)
 	if err != nil {
 		return "", err
@@ -351,7 +351,8 @@ func (c rackConfigs) KernelLine(ctx context.Context, v inventory.View, configURL
 		return "", err
 	}
 	return c.renderer.KernelLine(talos.KernelInput{
-		Machine: v.Machine, Cluster: v.Cluster, Subnet: c.keeper.SubnetOf(v.Machine.Address), Arch: v.Image.Arch, ConfigURL: configURL,
+		Machine: v.Machine, Cluster: v.Cluster, Subnet: c.keeper.SubnetOf(v.Machine.Address), Arch: v.Image.Arch,
+		ConfigURL: at.Config, DeviceURL: at.Device, TokenURL: at.Token,
 	})
 }
 

@@ -121,7 +121,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 	}
 	boot := after.Facts.Current()
 	urls := s.config.URLs
-	line, err := s.Configs.KernelLine(ctx, view, urls.Config(view.Cluster, e.MAC, boot.Token))
+	line, err := s.Configs.KernelLine(ctx, view, urls.Config(&view, e.MAC, boot.Token))
 	if err != nil {
 		s.broken(w, r, e, err)
 		return

@@ -32,12 +32,13 @@ const tokenBoots = 2
 // heap, and the functions here are small, for the stack of a new connection is:
 // each time it grows costs as much as all else that a fetch does.
 type fetch struct {
-	mac   inventory.MAC
-	token string
-	peer  netip.Addr
-	plain bool // it came over a connection that anyone can read
+	mac    inventory.MAC
+	token  string
+	peer   netip.Addr
+	plain  bool   // it came over a connection that anyone can read
+	bearer string // access token; empty: none
 
-	status int // 200; 403 or 404 for good; 204 for not yet
+	status int // 200; 401, 403 or 404 for good; 204 for not yet
 	reason string
 	view   inventory.View
 	boot   *inventory.Boot
@@ -51,21 +52,20 @@ type fetch struct {
 // to hours. The request is held until there is a config, and at last answered
 // with 204, after which Talos asks again at once.
 func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
-	mac, err := inventory.ParseMAC(param(r, "mac"))
-	if err != nil {
-		s.refuse(w, r, http.StatusBadRequest, err.Error())
+	f := s.begin(w, r)
+	if f == nil {
 		return
 	}
-	if peer := peerOf(r); !s.lab(peer) && !s.guesses.allowed(peer) {
-		text(w, http.StatusTooManyRequests, "too many refused requests\n")
-		return
-	}
-	f := &fetch{mac: mac, token: param(r, "token"), peer: peerOf(r), plain: r.TLS == nil}
 	s.look(r.Context(), f)
 	if f.status == http.StatusNoContent {
 		s.wait(r.Context(), f)
 		// The connection's deadline has passed meanwhile.
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.config.Stall))
+	}
+	if f.status == http.StatusNoContent && f.view.NeedsApproval() {
+		// After 204 Talos would have to be approved again; after this it asks with the
+		// same access token.
+		f.status = http.StatusServiceUnavailable
 	}
 	switch f.status {
 	case http.StatusOK:
@@ -79,13 +79,36 @@ func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
 		f.log(s.log.Warn(), "config not ready")
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(http.StatusNoContent)
+	case http.StatusServiceUnavailable:
+		f.log(s.log.Warn(), "config not ready")
+		text(w, f.status, f.reason+"\n")
 	default:
-		s.guesses.wrong(f.peer)
-		f.log(s.junk.Warn(), "config refused")
+		s.refused(r, f)
 		text(w, f.status, "refused; provisiond's log says why\n")
-		if f.machine() != "" && s.refusals.Allow() {
-			s.recordRefusal(r.Context(), f)
-		}
+	}
+}
+
+// begin reads who asks for what; nil if it was answered already.
+func (s *Server) begin(w http.ResponseWriter, r *http.Request) *fetch {
+	mac, err := inventory.ParseMAC(param(r, "mac"))
+	if err != nil {
+		s.refuse(w, r, http.StatusBadRequest, err.Error())
+		return nil
+	}
+	f := &fetch{mac: mac, token: param(r, "token"), peer: peerOf(r), plain: r.TLS == nil, bearer: bearer(r)}
+	if !s.lab(f.peer) && !s.guesses.allowed(f.peer) {
+		text(w, http.StatusTooManyRequests, "too many refused requests\n")
+		return nil
+	}
+	return f
+}
+
+// refused is for a request that is not to be tried again.
+func (s *Server) refused(r *http.Request, f *fetch) {
+	s.guesses.wrong(f.peer)
+	f.log(s.junk.Warn(), "config refused")
+	if f.machine() != "" && s.refusals.Allow() {
+		s.recordRefusal(r.Context(), f)
 	}
 }
 
@@ -120,7 +143,7 @@ func (s *Server) send(w http.ResponseWriter, parts [][]byte) {
 // recorded.
 func (s *Server) look(ctx context.Context, f *fetch) {
 	f.status, f.reason, f.boot, f.stolen = 0, "", nil, false
-	for _, step := range [...]func(*Server, context.Context, *fetch){(*Server).load, (*Server).admit, (*Server).plan, (*Server).render, (*Server).recordServed} {
+	for _, step := range [...]func(*Server, context.Context, *fetch){(*Server).load, (*Server).admit, (*Server).approve, (*Server).plan, (*Server).render, (*Server).recordServed} {
 		if step(s, ctx, f); f.status != 0 {
 			return
 		}

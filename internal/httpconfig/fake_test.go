@@ -174,10 +174,10 @@ func (c *configs) Config(_ context.Context, v inventory.View) (MachineConfig, er
 	return m, nil
 }
 
-func (c *configs) KernelLine(_ context.Context, _ inventory.View, configURL string) (string, error) {
+func (c *configs) KernelLine(_ context.Context, _ inventory.View, at ConfigURLs) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return strings.ReplaceAll(c.line, "URL", configURL), c.lineErr
+	return strings.ReplaceAll(c.line, "URL", at.Config), c.lineErr
 }
 
 func (c *configs) fail(err error) {

@@ -153,7 +153,7 @@ func TestAdvertised(t *testing.T) {
 	r := newRack(t)
 	r.boots(bootNow(7, token))
 	u := testURLs()
-	all := map[string]string{"entry": u.Entry(), "config": u.Config(&inventory.Cluster{}, mac1, token)}
+	all := map[string]string{"entry": u.Entry(), "config": u.Config(&inventory.View{Cluster: &inventory.Cluster{}}, mac1, token).Config}
 	for _, arch := range []inventory.Arch{inventory.AMD64, inventory.ARM64} {
 		loader, ok := u.URL(inventory.FirmwareHTTP, arch, mac1)
 		if !ok {

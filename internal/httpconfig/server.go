@@ -30,6 +30,8 @@ import (
 type Config struct {
 	// URLs is how machines reach the server.
 	URLs URLs
+	// ApprovalURL is where a person approves a machine, as its console shows it.
+	ApprovalURL string
 	// Hold is how long a config request may wait until there is a config; 150 s
 	// by default. Talos hangs up after 180 s, and asks again sooner the fewer
 	// answers it has had.
@@ -73,8 +75,8 @@ type MachineConfig struct {
 type Configs interface {
 	Config(ctx context.Context, v inventory.View) (MachineConfig, error)
 	// KernelLine returns the arguments of the kernel, without initrd=, that make
-	// Talos fetch its config at configURL.
-	KernelLine(ctx context.Context, v inventory.View, configURL string) (string, error)
+	// Talos fetch its config.
+	KernelLine(ctx context.Context, v inventory.View, at ConfigURLs) (string, error)
 }
 
 // Images opens the files of boot images.
@@ -146,6 +148,8 @@ func New(c Config, d Deps, log zerolog.Logger) *Server {
 	s.router.Get(routeScript, s.script)
 	for _, r := range []chi.Router{s.router, s.secure} {
 		r.Get(routeConfig, s.machineConfig)
+		r.Post(routeDevice, s.authorizeDevice)
+		r.Post(routeToken, s.issueToken)
 		r.NotFound(func(w http.ResponseWriter, r *http.Request) {
 			s.refuse(w, r, http.StatusNotFound, "there is nothing here")
 		})
@@ -180,7 +184,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, router http.Handler)
 			active.Add(1)
 			defer active.Done()
 			if r.ContentLength != 0 {
-				// Nobody has a reason to send a body; do not wait for a slow one.
+				// At most a small form; do not wait for a slow one.
 				_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 				w.Header().Set("Connection", "close")
 			}

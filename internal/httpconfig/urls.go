@@ -19,6 +19,8 @@ const (
 	routeKernel    = "/image/{version}/{schematic}/{arch}/kernel"
 	routeInitramfs = "/image/{version}/{schematic}/{arch}/initramfs"
 	routeConfig    = "/config/{mac}/{token}"
+	routeDevice    = routeConfig + "/device"
+	routeToken     = routeConfig + "/token"
 )
 
 // plainSchematic stands for an image without a schematic in a URL.
@@ -97,13 +99,29 @@ func (u URLs) image(route string, i *inventory.Image, mac inventory.MAC, boot ui
 		"?mac=" + string(mac) + "&boot=" + strconv.FormatUint(boot, 10)
 }
 
-// Config is the URL of the config of a cluster's machine in one boot. It is a secret.
-func (u URLs) Config(c *inventory.Cluster, mac inventory.MAC, token string) string {
+// ConfigURLs are where a machine gets its config in one boot. They are secrets.
+type ConfigURLs struct {
+	Config string
+	// Device and Token are the endpoints of RFC 8628, where a person has to approve the
+	// machine first; else empty.
+	Device, Token string
+}
+
+// Config makes the URLs of one boot of the machine of a view.
+func (u URLs) Config(v *inventory.View, mac inventory.MAC, token string) ConfigURLs {
+	out := ConfigURLs{Config: u.config(routeConfig, v.Cluster, mac, token)}
+	if v.NeedsApproval() {
+		out.Device, out.Token = u.config(routeDevice, v.Cluster, mac, token), u.config(routeToken, v.Cluster, mac, token)
+	}
+	return out
+}
+
+func (u URLs) config(route string, c *inventory.Cluster, mac inventory.MAC, token string) string {
 	base := "https://" + host(u.HTTPS, 443)
 	if c.Plain() {
 		base = u.base()
 	}
-	return base + fill(routeConfig, "mac", string(mac), "token", token)
+	return base + fill(route, "mac", string(mac), "token", token)
 }
 
 // fill puts values into a route: pairs of name and value. A MAC keeps its

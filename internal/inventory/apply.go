@@ -42,6 +42,9 @@ func apply(v View, e Event) (after View, tells bool, err error) {
 		before := v
 		v.Facts = v.Facts.Clone()
 		told, err := applyReimage(&v.Facts, e)
+		if e.Kind == ApprovalAsked || e.Kind == ApprovalGiven || e.Kind == ApprovalDenied {
+			told, err = applyApproval(&v.Facts, e)
+		}
 		if err != nil {
 			return before, false, err
 		}

@@ -27,6 +27,7 @@ type Cluster struct {
 	NTP               []string       `json:"ntp,omitempty"`
 	Addressing        Addressing     `json:"addressing,omitempty"`
 	Delivery          Delivery       `json:"delivery,omitempty"`
+	Approval          Approval       `json:"approval,omitempty"`
 	Install           InstallTarget  `json:"install,omitzero"`
 	// Patches for all machines, then those of the role; a machine's own follow.
 	Patches             []string  `json:"patches,omitempty"`
@@ -148,6 +149,9 @@ func (c *Cluster) Validate() error {
 	case "", OverHTTPS, OverHTTP:
 	default:
 		return fieldErr("delivery", "https or http", "%q is not a way of delivering configs", c.Delivery)
+	}
+	if err := checkApproval(c.Approval); err != nil {
+		return err
 	}
 	if d := c.Install.Disk; d != "" && !strings.HasPrefix(d, "/dev/") {
 		return fieldErr("install.disk", "a device path such as /dev/sda", "%q is not a device path", d)

@@ -17,6 +17,7 @@ const (
 	KernelServed    Kind = "kernel-served"    // read the kernel to its end
 	InitramfsServed Kind = "initramfs-served" // read the initramfs to its end
 	ScriptRefused   Kind = "script-refused"   // somebody else asked for its boot script
+	ApprovalAsked   Kind = "approval-asked"   // waits for a person to approve it
 	ConfigServed    Kind = "config-served"    // was given its machine config
 	ConfigRefused   Kind = "config-refused"   // asked for a config it may not have
 	TokenStolen     Kind = "token-stolen"     // the token of its boot was shown from an address of somebody else
@@ -94,6 +95,8 @@ const (
 	ClusterReset   Kind = "cluster-reset"
 	ImageAdded     Kind = "image-added"
 	ImageRemoved   Kind = "image-removed"
+	ApprovalGiven  Kind = "approval-given"
+	ApprovalDenied Kind = "approval-denied"
 	SecretsRead    Kind = "secrets-read" // talosconfig, kubeconfig or an unredacted config left
 )
 
@@ -135,6 +138,14 @@ type Event struct {
 	Destroy  bool `json:"destroy,omitempty"`
 	Refused  bool `json:"refused,omitempty"`
 	Wait     bool `json:"wait,omitempty"`
+
+	// Code is the user code of a device authorization, By who decided on it. Device and
+	// Access are described at [Flow].
+	Code    string    `json:"code,omitempty"`
+	By      string    `json:"by,omitempty"`
+	Device  string    `json:"-"`
+	Access  string    `json:"-"`
+	Expires time.Time `json:"-"`
 
 	// Holds is what a config makes of its machine. The Keeper fills it in.
 	Holds Membership `json:"holds,omitzero"`

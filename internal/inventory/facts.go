@@ -143,6 +143,8 @@ type Boot struct {
 	// ConfigFetches counts answered config requests; Talos retries.
 	ConfigFetches int        `json:"configFetches,omitempty"`
 	ConfigTo      netip.Addr `json:"configTo,omitzero"` // who fetched it first
+	// Flows are the requests to be approved, oldest first, at most maxFlows.
+	Flows []Flow `json:"flows,omitempty"`
 	// Alarm is why the machine's keys may be out; empty: nothing points to it.
 	Alarm string `json:"alarm,omitempty"`
 }
@@ -187,7 +189,7 @@ func (f Facts) Clone() Facts {
 // change returns the i-th boot, to be modified.
 func (f *Facts) change(i int) *Boot {
 	b := *f.Boots[i]
-	b.XIDs = slices.Clone(b.XIDs)
+	b.XIDs, b.Flows = slices.Clone(b.XIDs), slices.Clone(b.Flows)
 	f.Boots[i] = &b
 	return &b
 }

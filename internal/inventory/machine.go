@@ -56,6 +56,8 @@ type Machine struct {
 	Image string `json:"image,omitempty"`
 	// Addressing overrides the cluster's.
 	Addressing Addressing `json:"addressing,omitempty"`
+	// Approval overrides the cluster's.
+	Approval Approval `json:"approval,omitempty"`
 	// Patches are Talos config patches (strategic merge, multi-document),
 	// applied after the cluster's and the role's.
 	Patches []string `json:"patches,omitempty"`
@@ -134,6 +136,9 @@ func (m *Machine) Validate() error {
 	}
 	if a := m.Address; a.IsValid() && (!a.Is6() || a.Is4In6() || !a.IsGlobalUnicast()) {
 		return fieldErr("address", "an address of one of the subnets", "%s is not a global or unique-local IPv6 address", a)
+	}
+	if err := checkApproval(m.Approval); err != nil {
+		return err
 	}
 	switch m.Addressing {
 	case "", Static, DHCPv6:

@@ -92,6 +92,10 @@ func (p Patience) PhaseOf(v View, now time.Time) State {
 	if s.Phase == PhaseReady {
 		since = v.Facts.APIAt
 	}
+	if flow := v.Facts.waiting(now); flow != nil && (s.Phase == PhaseConfiguring || s.Phase == PhaseLoading) {
+		// As long as it takes: a person has to go there.
+		return State{Phase: PhaseConfiguring, Since: flow.Asked, Reason: "waits to be approved: provisiond approve and the code that its console shows"}
+	}
 	if limit := p[s.Phase]; limit > 0 && now.Sub(since) > limit {
 		return State{Phase: PhaseStalled, Stalled: s.Phase, Since: since, Reason: stallReason(s.Phase, v.Facts.Current())}
 	}

@@ -106,6 +106,10 @@ func (s *system) download(ctx context.Context) ([]byte, error) {
 	if err := s.networkReady(ctx); err != nil {
 		return nil, err
 	}
+	authorization, err := s.authorize(ctx, raw)
+	if err != nil {
+		return nil, ended(ctx, err)
+	}
 	target, err := s.fill(raw)
 	if err != nil {
 		return nil, err
@@ -115,7 +119,7 @@ func (s *system) download(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	for n := 0; ; n++ {
-		body, err := s.fetch(ctx, target)
+		body, err := s.fetch(ctx, target, authorization)
 		if err == nil || ctx.Err() != nil {
 			return body, ended(ctx, err)
 		}
@@ -154,13 +158,16 @@ func (t *trust) now() *x509.CertPool {
 
 // fetch is one try. The body is never nil then: an empty one is for the loader
 // to refuse.
-func (s *system) fetch(ctx context.Context, target string) (body []byte, err error) {
+func (s *system) fetch(ctx context.Context, target, authorization string) (body []byte, err error) {
 	defer func() { s.fetched(target, err) }()
 	ctx, cancel := context.WithTimeout(ctx, s.opts.Timing.ConfigAttempt)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 	if err != nil {
 		return nil, err
+	}
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
 	}
 	// Go's own User-Agent and Accept-Encoding, and Connection: close.
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: s.trust.now()}}}

@@ -114,6 +114,7 @@ type Loaded struct {
 	KernelURL, Kernel       string
 	InitramfsURL, Initramfs string
 	CommandLine             string
+	UserCode                string // that the console shows, for a person to approve
 	Config                  string // SHA-256 of the machine config
 }
 

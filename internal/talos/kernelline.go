@@ -32,6 +32,9 @@ type KernelInput struct {
 	// before the config Talos asks nobody but 1.1.1.1 for names. If it is https, Talos is
 	// told to trust [Options].TrustedRoots.
 	ConfigURL string
+	// DeviceURL and TokenURL are set when a person has to approve the machine before it
+	// is given its config (RFC 8628).
+	DeviceURL, TokenURL string
 }
 
 // KernelLine returns the kernel's command line for one boot over the network:
@@ -58,6 +61,10 @@ func (r *Renderer) KernelLine(in KernelInput) (string, error) {
 		return "", err
 	}
 	args = append(args, constants.KernelParamConfig+"="+in.ConfigURL)
+	if in.DeviceURL != "" {
+		args = append(args, constants.KernelParamConfigOAuthClientID+"=provisiond",
+			constants.KernelParamConfigOAuthDeviceAuthURL+"="+in.DeviceURL, constants.KernelParamConfigOAuthTokenURL+"="+in.TokenURL)
+	}
 	if addressing(m, c) == inventory.Static {
 		ip, err := staticIP(in)
 		if err != nil {

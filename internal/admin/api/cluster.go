@@ -14,6 +14,7 @@ type ClusterSpec struct {
 	DNS                 []string `json:"dns,omitempty" doc:"Name servers; left out: those of the machine's subnet"`
 	NTP                 []string `json:"ntp,omitempty" doc:"Time servers, addresses or names; left out: those of the machine's subnet"`
 	Addressing          string   `json:"addressing,omitempty" enum:"static,dhcpv6" doc:"How installed systems get their address; left out: static"`
+	Approval            string   `json:"approval,omitempty" enum:"none,required" doc:"Does a person approve each machine, by the code on its console, before it is given its config? left out: none"`
 	Delivery            string   `json:"delivery,omitempty" enum:"https,http" doc:"How booting machines are given their config; left out: https. Over http whoever listens on the segment reads the cluster's keys"`
 	Install             Install  `json:"install,omitzero" doc:"Where Talos is installed, unless the machine says otherwise"`
 	Patches             []string `json:"patches,omitempty" doc:"Talos config patches for all machines, YAML text"`

@@ -12,6 +12,7 @@ type MachineSpec struct {
 	Subnet     string            `json:"subnet,omitempty" doc:"Subnet its address is allocated from; needed only without an address and with several subnets"`
 	Install    Install           `json:"install,omitzero" doc:"Where Talos is installed; left out: as its cluster says"`
 	Image      string            `json:"image,omitempty" doc:"Talos that is netbooted, VERSION or VERSION/SCHEMATIC; left out: its cluster's" example:"v1.13.6"`
+	Approval   string            `json:"approval,omitempty" enum:"none,required" doc:"Does a person approve it before it is given its config? left out: as its cluster says"`
 	Addressing string            `json:"addressing,omitempty" enum:"static,dhcpv6" doc:"How the installed system gets its address; left out: as its cluster says"`
 	Patches    []string          `json:"patches,omitempty" doc:"Talos config patches as YAML text, applied after the cluster's and the role's"`
 	KernelArgs []string          `json:"kernelArgs,omitempty" doc:"Arguments appended to the netboot kernel line, one an entry"`
