@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -42,6 +42,8 @@ type Options struct {
 	LogEntries int
 	// NoSync skips fsync. For benchmarks and simulations that may lose data.
 	NoSync bool
+	// ReadOnly opens a file that is there, and changes nothing in it.
+	ReadOnly bool
 }
 
 // Store is an inventory.Store in a bbolt file. Concurrent commits share one
@@ -82,6 +84,7 @@ func Open(path string, opts Options) (*Store, error) {
 		Timeout:      opts.LockWait,
 		FreelistType: bbolt.FreelistMapType,
 		NoSync:       opts.NoSync,
+		ReadOnly:     opts.ReadOnly,
 	})
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
@@ -92,7 +95,7 @@ func Open(path string, opts Options) (*Store, error) {
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
 	s := &Store{db: db, max: uint64(opts.LogEntries)}
-	if err := s.prepare(path); err != nil {
+	if err := s.prepare(path, opts.ReadOnly); err != nil {
 		_ = db.Close() // the first error says more
 		return nil, err
 	}
@@ -111,14 +114,35 @@ func (s *Store) view(f func(*bbolt.Tx) error) error {
 // a fault in the mapped file of a truncated one would end the process, it
 // returns errDamaged.
 func openBolt(path string, o *bbolt.Options) (db *bbolt.DB, err error) {
+	var file *os.File
+	o.OpenFile = func(name string, flag int, mode os.FileMode) (_ *os.File, err error) {
+		file, err = os.OpenFile(name, flag, mode)
+		return file, err
+	}
 	err = guarded(func() (err error) {
 		db, err = bbolt.Open(path, 0o600, o)
 		return err
 	})
+	if err == nil && !stillAt(path, file) {
+		return nil, errors.Join(errReplaced, db.Close())
+	}
 	if errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrVersionMismatch) || errors.Is(err, bolterrors.ErrChecksum) {
 		err = fmt.Errorf("%w: %w", errDamaged, err)
 	}
 	return db, err
+}
+
+// errReplaced: while we waited for the lock, who had it put another file in place of
+// the one we had opened. What we wrote would be lost.
+var errReplaced = errors.New("another process has just replaced it: try again")
+
+func stillAt(path string, file *os.File) bool {
+	opened, err := file.Stat()
+	if err != nil {
+		return false
+	}
+	now, err := os.Stat(path)
+	return err == nil && os.SameFile(opened, now)
 }
 
 // guarded runs f and turns a panic or a memory fault in it into errDamaged.
@@ -132,13 +156,16 @@ func guarded(f func() error) (err error) {
 	return f()
 }
 
-func (s *Store) prepare(path string) error {
+// prepare makes the schema of a new file.
+func (s *Store) prepare(path string, readOnly bool) error {
 	var schema uint64
 	err := s.view(func(tx *bbolt.Tx) error {
 		if b := tx.Bucket(bucketStore); b != nil {
 			schema = number(b.Get(keySchema))
 		} else if k, _ := tx.Cursor().First(); k != nil {
 			return errors.New("it is the database of another program")
+		} else if readOnly {
+			return errors.New("nothing was ever written to it")
 		}
 		return nil
 	})
@@ -152,23 +179,12 @@ func (s *Store) prepare(path string) error {
 		return nil
 	}
 	err = s.db.Update(func(tx *bbolt.Tx) error {
-		records, err := tx.CreateBucketIfNotExists(bucketRecords)
-		if err != nil {
-			return err
-		}
-		for _, name := range inventory.Buckets() {
-			if _, err := records.CreateBucketIfNotExists([]byte(name)); err != nil {
+		for _, name := range [][]byte{bucketRecords, bucketLog, bucketStore} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
 		}
-		if _, err := tx.CreateBucketIfNotExists(bucketLog); err != nil {
-			return err
-		}
-		meta, err := tx.CreateBucketIfNotExists(bucketStore)
-		if err != nil {
-			return err
-		}
-		return meta.Put(keySchema, binary.BigEndian.AppendUint64(nil, SchemaVersion))
+		return tx.Bucket(bucketStore).Put(keySchema, binary.BigEndian.AppendUint64(nil, SchemaVersion))
 	})
 	if err != nil {
 		return fmt.Errorf("preparing database %s: %w", path, full(err))
@@ -179,11 +195,10 @@ func (s *Store) prepare(path string) error {
 // Get implements inventory.Store.
 func (s *Store) Get(_ context.Context, key inventory.Key) (rec inventory.Record, err error) {
 	err = s.view(func(tx *bbolt.Tx) error {
-		b, err := recordsOf(tx, key.Bucket)
+		raw, err := lookup(tx, key)
 		if err != nil {
 			return err
 		}
-		raw := b.Get([]byte(key.ID))
 		if raw == nil {
 			return inventory.ErrNotFound
 		}
@@ -197,7 +212,7 @@ func (s *Store) Get(_ context.Context, key inventory.Key) (rec inventory.Record,
 func (s *Store) List(ctx context.Context, bucket inventory.Bucket, after string, limit int) (recs []inventory.Record, err error) {
 	err = s.view(func(tx *bbolt.Tx) error {
 		b, err := recordsOf(tx, bucket)
-		if err != nil {
+		if b == nil {
 			return err
 		}
 		c := b.Cursor()
@@ -282,16 +297,19 @@ func (s *Store) applyAll(tx *bbolt.Tx, batch []*request) error {
 
 func (s *Store) apply(tx *bbolt.Tx, r *request, rev uint64) error {
 	for _, check := range r.commit.Checks {
-		b, err := recordsOf(tx, check.Key.Bucket)
+		raw, err := lookup(tx, check.Key)
 		if err != nil {
 			return err
 		}
-		if have := revOf(b.Get([]byte(check.Key.ID))); have != check.Rev {
+		if have := revOf(raw); have != check.Rev {
 			return fmt.Errorf("%s/%s is at revision %d, not %d: %w", check.Key.Bucket, check.Key.ID, have, check.Rev, inventory.ErrConflict)
 		}
 	}
 	for _, w := range r.commit.Writes {
 		b, err := recordsOf(tx, w.Key.Bucket)
+		if err == nil && b == nil {
+			b, err = tx.Bucket(bucketRecords).CreateBucket([]byte(w.Key.Bucket))
+		}
 		if err != nil {
 			return err
 		}
@@ -376,104 +394,23 @@ func (s *Store) Close() error {
 	return s.db.Close()
 }
 
-// Restore puts the backup at from in place of the database at path, which must
-// not be in use. Every record of the backup is read and written anew, so that
-// damage anywhere in it is found before anything is replaced; it must be a
-// provisiond database of this schema. The database it replaces is kept; its new
-// name is returned, empty if there was none. After a crash in the middle, either
-// the old or the restored database is at path. prepare, which may be nil, is done to
-// what is restored before it takes the place.
-func Restore(path, from string, prepare func(inventory.Store) error) (kept string, err error) {
-	tmp := path + ".restoring"
-	_ = os.Remove(tmp)                    // of a restore that was killed
-	defer func() { _ = os.Remove(tmp) }() // gone already when all went well
-	if err := copyRecords(tmp, from); err != nil {
-		return "", fmt.Errorf("backup %s: %w", from, err)
-	}
-	if err := prepared(tmp, prepare); err != nil {
-		return "", fmt.Errorf("backup %s: %w", from, err)
-	}
-	if _, err := os.Stat(path); err == nil {
-		current, err := openBolt(path, &bbolt.Options{Timeout: time.Second, ReadOnly: true}) // damaged is what restore is for
-		if errors.Is(err, bolterrors.ErrTimeout) {
-			return "", fmt.Errorf("database %s is in use: stop provisiond first", path)
-		}
-		if err == nil {
-			if err := current.Close(); err != nil {
-				return "", err
-			}
-		}
-		kept = path + ".before-restore-" + time.Now().UTC().Format("20060102T150405.000Z")
-		if err := os.Link(path, kept); err != nil {
-			return "", fmt.Errorf("keeping the present database: %w", err)
-		}
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return "", err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return "", err
-	}
-	return kept, errors.Join(dir.Sync(), dir.Close())
-}
-
-func prepared(path string, prepare func(inventory.Store) error) error {
-	if prepare == nil {
-		return nil
-	}
-	s, err := Open(path, Options{})
-	if err != nil {
-		return err
-	}
-	return errors.Join(prepare(s), s.Close())
-}
-
-// copyRecords writes everything in the store at from to a new one.
-func copyRecords(to, from string) (err error) {
-	if info, err := os.Stat(from); err != nil {
-		return err
-	} else if !info.Mode().IsRegular() || info.Size() == 0 {
-		return errors.New("this is no file, or an empty one")
-	}
-	src, err := openBolt(from, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
-	if err != nil {
-		return fmt.Errorf("not a provisiond database, or damaged: %w", err)
-	}
-	defer func() { err = errors.Join(err, src.Close()) }()
-	dst, err := bbolt.Open(to, 0o600, &bbolt.Options{Timeout: time.Second})
-	if err != nil {
-		return full(err)
-	}
-	defer func() { err = errors.Join(err, dst.Close()) }()
-	return guarded(func() error {
-		err := src.View(func(tx *bbolt.Tx) error {
-			store := tx.Bucket(bucketStore)
-			if store == nil {
-				return errors.New("not a provisiond database")
-			}
-			if schema := number(store.Get(keySchema)); schema != SchemaVersion {
-				return fmt.Errorf("it has schema %d and this provisiond needs %d", schema, SchemaVersion)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		return full(bbolt.Compact(dst, src, maxCopyTx))
-	})
-}
-
-// maxCopyTx is how many bytes one transaction of a restore writes, which is what
-// it needs of memory.
-const maxCopyTx = 64 << 20
-
+// recordsOf is the bucket of a kind of record; nil: none was written yet. A bucket
+// is made with its first record, so that a file knows those which came after it.
 func recordsOf(tx *bbolt.Tx, bucket inventory.Bucket) (*bbolt.Bucket, error) {
 	b := tx.Bucket(bucketRecords).Bucket([]byte(bucket))
-	if b == nil {
+	if b == nil && !slices.Contains(inventory.Buckets(), bucket) {
 		return nil, fmt.Errorf("bucket %q does not exist in this schema", bucket)
 	}
 	return b, nil
+}
+
+// lookup is a record as it is stored, nil if it does not exist.
+func lookup(tx *bbolt.Tx, key inventory.Key) ([]byte, error) {
+	b, err := recordsOf(tx, key.Bucket)
+	if b == nil {
+		return nil, err
+	}
+	return b.Get([]byte(key.ID)), nil
 }
 
 // A stored value is its revision, 8 bytes big-endian, and the record.

@@ -26,13 +26,14 @@ const (
 	BucketMembers    Bucket = "members"    // cluster name + "/" + machine name → role
 	BucketRollouts   Bucket = "rollouts"   // cluster name → Rollout
 	BucketMeta       Bucket = "meta"       // single values, such as the server DUID
+	BucketKeyring    Bucket = "keyring"    // what a store that seals values keeps of its keys
 )
 
-// Buckets lists every bucket, for stores that make them ahead of time.
+// Buckets lists every bucket, for stores that have to know them.
 func Buckets() []Bucket {
 	return []Bucket{
 		BucketMachines, BucketMACs, BucketAddresses, BucketDUIDs, BucketFacts, BucketStrangers, BucketLeases,
-		BucketClusters, BucketSecrets, BucketBootstraps, BucketImages, BucketRendered, BucketMembers, BucketRollouts, BucketMeta,
+		BucketClusters, BucketSecrets, BucketBootstraps, BucketImages, BucketRendered, BucketMembers, BucketRollouts, BucketMeta, BucketKeyring,
 	}
 }
 
@@ -86,8 +87,8 @@ type LogEntry struct {
 //
 // Durability: when Commit returns nil, its writes survive a crash of the
 // process and of the machine. Consistency: Get and List see every commit that
-// returned before they were called. Get and List return values the caller may
-// keep.
+// returned before they were called. What is returned is the caller's, to keep and
+// to write over; what is given to Commit stays as it is.
 type Store interface {
 	// Get returns a record, or ErrNotFound.
 	Get(ctx context.Context, key Key) (Record, error)

@@ -107,14 +107,22 @@ func (s *Memory) Log(_ context.Context, after uint64, limit int) ([]inventory.Lo
 	if limit > 0 && len(list) > limit {
 		list = list[:limit]
 	}
-	return slices.Clone(list), nil
+	return cloned(list), nil
 }
 
 // LogTail implements inventory.Store.
 func (s *Memory) LogTail(_ context.Context, limit int) ([]inventory.LogEntry, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.entries[max(0, len(s.entries)-max(0, limit)):]), nil
+	return cloned(s.entries[max(0, len(s.entries)-max(0, limit)):]), nil
+}
+
+func cloned(entries []inventory.LogEntry) []inventory.LogEntry {
+	out := slices.Clone(entries)
+	for i := range out {
+		out[i].Value = slices.Clone(out[i].Value)
+	}
+	return out
 }
 
 // Backup implements inventory.Store.

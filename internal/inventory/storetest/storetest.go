@@ -234,13 +234,29 @@ func contention(t *testing.T, s inventory.Store) {
 }
 
 func copies(t *testing.T, s inventory.Store) {
-	mustCommit(t, s, inventory.Commit{Writes: []inventory.Write{put("a", "keep")}})
-	rec, err := s.Get(t.Context(), key("a"))
-	if err != nil {
-		t.Fatal(err)
+	value, entry := []byte("keep"), []byte("keep")
+	c := inventory.Commit{Writes: []inventory.Write{{Key: key("a"), Value: value}}, Log: [][]byte{entry}}
+	mustCommit(t, s, c)
+	if string(value) != "keep" || string(entry) != "keep" {
+		t.Errorf("Commit made %q and %q of its arguments", value, entry)
 	}
-	copy(rec.Value, "XXXX")
-	wantValue(t, s, "a", "keep")
+	copy(value, "XXXX")
+	copy(entry, "XXXX")
+	for range 2 { // what the first round gets and spoils, the second must not see
+		rec, err := s.Get(t.Context(), key("a"))
+		list, err2 := s.List(t.Context(), inventory.BucketMachines, "", 0)
+		log, err3 := s.Log(t.Context(), 0, 0)
+		tail, err4 := s.LogTail(t.Context(), 1)
+		if err := errors.Join(err, err2, err3, err4); err != nil || len(list) != 1 || len(log) != 1 || len(tail) != 1 {
+			t.Fatalf("%d records, %d and %d log entries, %v", len(list), len(log), len(tail), err)
+		}
+		for what, got := range map[string][]byte{"Get": rec.Value, "List": list[0].Value, "Log": log[0].Value, "LogTail": tail[0].Value} {
+			if string(got) != "keep" {
+				t.Errorf("%s gave %q, want %q", what, got, "keep")
+			}
+			copy(got, "XXXX")
+		}
+	}
 }
 
 func reopen(t *testing.T, open Open) {
