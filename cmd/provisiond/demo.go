@@ -169,5 +169,5 @@ subnets:
 			return nil, err
 		}
 	}
-	return readConfig(filepath.Join(dir, "provisiond.yaml"))
+	return daemon.ReadConfig(filepath.Join(dir, "provisiond.yaml"))
 }

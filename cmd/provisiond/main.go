@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -16,6 +17,10 @@ import (
 var version = "devel"
 
 func main() {
+	if err := noCoreDumps(); err != nil {
+		fmt.Fprintln(os.Stderr, "provisiond:", err)
+		os.Exit(1)
+	}
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -24,6 +29,6 @@ func main() {
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	root := cli.New(version, serveCommand(), restoreCommand(), simulateCommand(), demoCommand())
+	root := cli.New(version, serveCommand(), restoreCommand(), keyCommand(), simulateCommand(), demoCommand())
 	return cli.Run(ctx, root, args, stdin, stdout, stderr)
 }

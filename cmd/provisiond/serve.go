@@ -6,16 +6,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
-	"github.com/provisiond/provisiond/internal/boltstore"
 	"github.com/provisiond/provisiond/internal/daemon"
-	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/sealed"
 )
 
 const defaultConfig = "/etc/provisiond/provisiond.yaml"
@@ -30,7 +28,7 @@ func serveCommand() *cobra.Command {
 			"It opens all sockets before it answers anything, takes over changed subnets at SIGHUP, and stops\nat SIGTERM.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := readConfig(path)
+			cfg, err := daemon.ReadConfig(path)
 			if err != nil {
 				return err
 			}
@@ -70,7 +68,7 @@ func reloadOnHangup(ctx context.Context, d *daemon.Daemon, path string, log zero
 				return
 			case <-hangup:
 			}
-			cfg, err := readConfig(path)
+			cfg, err := daemon.ReadConfig(path)
 			if err == nil {
 				err = d.Reload(ctx, cfg)
 			}
@@ -79,18 +77,6 @@ func reloadOnHangup(ctx context.Context, d *daemon.Daemon, path string, log zero
 			}
 		}
 	}()
-}
-
-func readConfig(path string) (*daemon.Config, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("config: %w (deploy/provisiond.example.yaml is one to start from)", err)
-	}
-	cfg, err := daemon.ParseConfig(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return cfg, nil
 }
 
 func logger(cfg *daemon.Config, w io.Writer) zerolog.Logger {
@@ -105,39 +91,40 @@ func logger(cfg *daemon.Config, w io.Writer) zerolog.Logger {
 }
 
 func restoreCommand() *cobra.Command {
-	var path string
+	var path, keyFile string
 	cmd := &cobra.Command{
 		Use:   "restore BACKUP",
 		Short: "Put a backup in place of the database; the daemon must be stopped",
 		Long: "Put a backup in place of the database. The backup is checked page by page first, and the\n" +
-			"database it replaces is kept beside it.\n\n" +
+			"database it replaces is kept beside it. What is restored is sealed to the operator's key; a backup that\n" +
+			"was made before the key was changed is opened with the one of --key.\n\n" +
 			"What the backup says may have been overtaken: orders to reimage in it are cancelled, rollouts in\n" +
 			"it are stopped, and a cluster that was not bootstrapped then is taken to run already, until its operator\n" +
 			"resets it.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := readConfig(path)
+			cfg, err := daemon.ReadConfig(path)
 			if err != nil {
 				return err
 			}
-			db := filepath.Join(cfg.Data, daemon.DatabaseFile)
-			kept, err := boltstore.Restore(db, args[0], func(s inventory.Store) error {
-				k, err := inventory.NewKeeper(cmd.Context(), s, inventory.KeeperConfig{Subnets: cfg.Subnets})
-				if err != nil {
+			var former *sealed.Key
+			if keyFile != "" {
+				if former, err = daemon.ReadKey(keyFile); err != nil {
 					return err
 				}
-				return k.Restored(cmd.Context())
-			})
+			}
+			kept, err := daemon.Restore(cmd.Context(), cfg, args[0], former)
 			if err != nil {
 				return err
 			}
 			if kept != "" {
 				fmt.Fprintf(cmd.OutOrStdout(), "the former database is kept as %s\n", kept)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "restored %s\n", db)
+			fmt.Fprintf(cmd.OutOrStdout(), "restored %s\n", cfg.Database())
 			return nil
 		},
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", defaultConfig, "config file")
+	cmd.Flags().StringVar(&keyFile, "key", "", "file of the key that the backup is sealed to, if it is not the present one")
 	return cmd
 }

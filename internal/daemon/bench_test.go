@@ -93,13 +93,12 @@ func (l *lab) fillHerd(b *testing.B) (paths []string, size int) {
 		}
 	}
 	l.cfg = &Config{
-		Data: filepath.Join(l.dir, "data"), Address: netip.IPv6Loopback(), Socket: filepath.Join(l.dir, "sock"),
+		Data: filepath.Join(l.dir, "data"), Key: filepath.Join(l.dir, "key"), Address: netip.IPv6Loopback(), Socket: filepath.Join(l.dir, "sock"),
 		Subnets: []inventory.Subnet{{Name: "rack1", Prefix: netip.MustParsePrefix("2001:db8:1::/64"), Preferred: time.Hour, Valid: time.Hour}},
 		// Nobody listens there, so that no machine's API is found.
 		TalosProxy: "[::1]:1",
 	}
-	check(os.MkdirAll(l.cfg.Data, 0o700))
-	store, err := boltstore.Open(filepath.Join(l.cfg.Data, DatabaseFile), boltstore.Options{NoSync: true})
+	store, err := openDatabase(b.Context(), l.cfg, boltstore.Options{NoSync: true}, zerolog.Nop())
 	check(err)
 	defer func() { check(store.Close()) }()
 	k, err := inventory.NewKeeper(b.Context(), store, inventory.KeeperConfig{Subnets: l.cfg.Subnets})

@@ -6,6 +6,8 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -21,6 +23,7 @@ import (
 // is its manual. Every field may be left out but address and subnets.
 type rawConfig struct {
 	Data       string     `yaml:"data"`
+	Key        string     `yaml:"key"`
 	Address    netip.Addr `yaml:"address"`
 	Interfaces []string   `yaml:"interfaces"`
 	Ports      struct {
@@ -91,6 +94,9 @@ type Advertisement struct {
 type Config struct {
 	// Data is the folder of the database and the boot images.
 	Data string
+	// Key is the file of the operator's key, which may also be given in other ways.
+	// Once it was read with ReadConfig, it does not depend on the working directory.
+	Key string
 	// Address is where machines reach this daemon. Every URL carries it, and the
 	// rack's sockets are bound to it.
 	Address netip.Addr
@@ -132,7 +138,24 @@ const (
 	portKernelLog = 4051
 )
 
-// ParseConfig reads a config file. It is strict: an unknown key is an error
+// ReadConfig reads a config file as ParseConfig does. The path of the key is that from
+// the folder of the config file.
+func ReadConfig(path string) (*Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w (deploy/provisiond.example.yaml is one to start from)", err)
+	}
+	cfg, err := ParseConfig(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if !filepath.IsAbs(cfg.Key) {
+		cfg.Key = filepath.Join(filepath.Dir(path), cfg.Key)
+	}
+	return cfg, nil
+}
+
+// ParseConfig reads the text of a config file. It is strict: an unknown key is an error
 // with its line, and every error names the field and what to write.
 func ParseConfig(text []byte) (*Config, error) {
 	var raw rawConfig
@@ -141,6 +164,7 @@ func ParseConfig(text []byte) (*Config, error) {
 	}
 	c := &Config{
 		Data:          orString(raw.Data, "/var/lib/provisiond"),
+		Key:           orString(raw.Key, "provisiond.key"),
 		Address:       raw.Address,
 		Interfaces:    raw.Interfaces,
 		DHCPv6Port:    orPort(raw.Ports.DHCPv6, portDHCPv6),

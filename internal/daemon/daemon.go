@@ -45,7 +45,7 @@ type Options struct {
 	Config  *Config
 	Version string
 	Log     zerolog.Logger
-	// Store replaces the bbolt file of Config.Data. For tests.
+	// Store replaces the database of Config.Data and is used as it is. For tests.
 	Store inventory.Store
 }
 
@@ -97,10 +97,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 
 	store := o.Store
 	if store == nil {
-		if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
-			return nil, fmt.Errorf("data: %w (create the folder, or set data to one that is writable)", err)
-		}
-		if store, err = boltstore.Open(filepath.Join(cfg.Data, DatabaseFile), boltstore.Options{}); err != nil {
+		if store, err = openDatabase(ctx, cfg, boltstore.Options{}, component(o.Log, "database")); err != nil {
 			return nil, err
 		}
 		d.onClose(store.Close)
@@ -331,9 +328,6 @@ func (d *Daemon) sweepImages(ctx context.Context, blobs *images.Store) error {
 	}
 	return err
 }
-
-// DatabaseFile is the name of the database in the data folder.
-const DatabaseFile = "provisiond.db"
 
 // newServerDUID makes a DUID-UUID (RFC 6355) of random bits. It is stored with
 // the data: a DUID that changed would orphan every client that knows it.

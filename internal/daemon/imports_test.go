@@ -19,6 +19,7 @@ var ours = map[string][]string{
 	"internal/inventory/storetest": {"internal/inventory"},
 	"internal/boltstore":           {"internal/inventory"},
 	"internal/ca":                  nil,
+	"internal/sealed":              {"internal/inventory"},
 	"internal/bootstrap":           {"internal/inventory"},
 	"internal/monitor":             {"internal/inventory"},
 	"internal/reimage":             {"internal/inventory"},
@@ -50,6 +51,7 @@ var only = []struct {
 	{"github.com/mdlayher/ndp", []string{"internal/ndp"}, "only ndp speaks neighbour discovery"},
 	{"github.com/siderolabs", []string{"internal/talos", "internal/racktest", "internal/e2e"}, "only talos knows machinery"},
 	{"google.golang.org/grpc", []string{"internal/talos", "internal/racktest", "internal/e2e"}, "only talos speaks gRPC"},
+	{"filippo.io/age", []string{"internal/sealed"}, "only sealed knows what seals"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd/provisiond"}, "only the command line knows cobra"},
 }
 

@@ -50,11 +50,7 @@ func TestMain(m *testing.M) {
 }
 
 func serveFile(path string) error {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	cfg, err := ParseConfig(text)
+	cfg, err := ReadConfig(path)
 	if err != nil {
 		return err
 	}
@@ -98,6 +94,7 @@ func newLab(t *testing.T) *lab {
 	}
 	// Fixed ports, so that a machine finds the daemon again after a restart.
 	text := fmt.Sprintf(`data: %[1]s/data
+key: %[1]s/key
 address: ::1
 ports: {dhcpv6: %[3]d, tftp: %[4]d, http: %[5]d, https: %[6]d, events: %[7]d, kernelLog: %[8]d}
 api: {socket: %[1]s/sock, listen: ""}
@@ -109,7 +106,7 @@ subnets:
 	if err := os.WriteFile(l.file(), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if l.cfg, err = ParseConfig([]byte(text)); err != nil {
+	if l.cfg, err = ReadConfig(l.file()); err != nil {
 		t.Fatal(err)
 	}
 	l.register(t, false)
@@ -164,8 +161,7 @@ func (l *lab) register(t *testing.T, imported bool) {
 			t.Fatal(err)
 		}
 	}
-	check(os.MkdirAll(l.cfg.Data, 0o700))
-	store, err := boltstore.Open(filepath.Join(l.cfg.Data, DatabaseFile), boltstore.Options{NoSync: true})
+	store, err := openDatabase(t.Context(), l.cfg, boltstore.Options{NoSync: true}, zerolog.Nop())
 	check(err)
 	defer func() { check(store.Close()) }()
 	k, err := inventory.NewKeeper(t.Context(), store, inventory.KeeperConfig{Subnets: l.cfg.Subnets})
@@ -317,9 +313,9 @@ func runRack(t *testing.T, r *racktest.Rack) {
 	}
 }
 
-func (l *lab) open(t *testing.T) *boltstore.Store {
+func (l *lab) open(t *testing.T) inventory.Store {
 	t.Helper()
-	s, err := boltstore.Open(filepath.Join(l.cfg.Data, DatabaseFile), boltstore.Options{LockWait: 10 * time.Second})
+	s, err := openDatabase(t.Context(), l.cfg, boltstore.Options{LockWait: 10 * time.Second}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
