@@ -2,7 +2,10 @@ package talos
 
 import (
 	"errors"
+	"fmt"
 	"net/url"
+	"regexp"
+	"strings"
 
 	"github.com/siderolabs/talos/pkg/machinery/config/configloader"
 	"github.com/siderolabs/talos/pkg/machinery/config/encoder"
@@ -10,6 +13,7 @@ import (
 	"github.com/siderolabs/talos/pkg/machinery/config/types/runtime"
 	"github.com/siderolabs/talos/pkg/machinery/config/types/runtime/extensions"
 	"github.com/siderolabs/talos/pkg/machinery/config/types/v1alpha1"
+	"go.yaml.in/yaml/v4"
 )
 
 const redacted = "(redacted)"
@@ -77,4 +81,42 @@ func redactUser(u *url.URL) {
 	if u != nil && u.User != nil {
 		u.User = url.User(redacted)
 	}
+}
+
+// Machinery and the YAML library show what they did not understand of a document.
+const unknownKeys = "unknown keys found during decoding:"
+
+// A number alone is no secret, and helps: mtu: "9000".
+var quotedValue = regexp.MustCompile("(cannot construct \\S+) `[^`]*[^`0-9][^`]*`")
+
+// withoutValues takes out of an error about a document the values that it quotes: a
+// secret may stand at the wrong place. The names of its keys stay.
+func withoutValues(text string) string {
+	text = quotedValue.ReplaceAllString(text, "$1")
+	before, quoted, ok := strings.Cut(text, unknownKeys)
+	if !ok {
+		return text
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal([]byte(quoted), &doc); err != nil || len(doc.Content) != 1 {
+		return before + "unknown keys"
+	}
+	return before + "unknown keys " + strings.Join(leaves("", doc.Content[0]), ", ")
+}
+
+// leaves are the paths of all values below a node, such as machine.disks[0].device.
+func leaves(path string, n *yaml.Node) (paths []string) {
+	switch {
+	case n.Kind == yaml.MappingNode && len(n.Content) > 0:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			paths = append(paths, leaves(strings.TrimPrefix(path+"."+n.Content[i].Value, "."), n.Content[i+1])...)
+		}
+	case n.Kind == yaml.SequenceNode && len(n.Content) > 0:
+		for i, c := range n.Content {
+			paths = append(paths, leaves(fmt.Sprintf("%s[%d]", path, i), c)...)
+		}
+	case path != "":
+		paths = []string{path}
+	}
+	return paths
 }

@@ -66,7 +66,7 @@ func ImportSecrets(text []byte) (Imported, error) {
 	}
 	var top map[string]yaml.Node
 	if err := yaml.NewDecoder(bytes.NewReader(text)).Decode(&top); err != nil {
-		return refuse("not a YAML document: %v", err)
+		return refuse("not a YAML document: %s", flatten(err))
 	}
 	has := func(keys ...string) bool {
 		return !slices.ContainsFunc(keys, func(k string) bool { _, ok := top[k]; return !ok })
@@ -83,7 +83,7 @@ func ImportSecrets(text []byte) (Imported, error) {
 	}
 	var b secrets.Bundle
 	if err := yaml.Unmarshal(text, &b); err != nil {
-		return refuse("not a secrets bundle: %v", err)
+		return refuse("not a secrets bundle: %s", flatten(err))
 	}
 	out, err := checkedBundle(&b)
 	if err != nil {
@@ -95,7 +95,7 @@ func ImportSecrets(text []byte) (Imported, error) {
 func importConfig(text []byte, refuse func(string, ...any) (Imported, error)) (Imported, error) {
 	p, err := configloader.NewFromBytes(text)
 	if err != nil {
-		return refuse("not a machine config that this version understands: %v", err)
+		return refuse("not a machine config that this version understands: %s", flatten(err))
 	}
 	v1 := p.RawV1Alpha1()
 	if v1 == nil || v1.MachineConfig == nil || v1.ClusterConfig == nil {
@@ -159,7 +159,7 @@ func checkedBundle(b *secrets.Bundle) ([]byte, error) {
 func loadBundle(s *inventory.Secrets) (*secrets.Bundle, error) {
 	b := &secrets.Bundle{}
 	if err := yaml.Unmarshal(s.Bundle, b); err != nil {
-		return nil, fmt.Errorf("reading the secrets of cluster %s: %w", s.Cluster, err)
+		return nil, fmt.Errorf("reading the secrets of cluster %s: %s", s.Cluster, flatten(err))
 	}
 	if err := b.Validate(); err != nil {
 		return nil, fmt.Errorf("reading the secrets of cluster %s: %s", s.Cluster, flatten(err))
@@ -171,8 +171,9 @@ func loadBundle(s *inventory.Secrets) (*secrets.Bundle, error) {
 // errorList is the heading that machinery's multi-errors begin with.
 var errorList = regexp.MustCompile(`\d+ errors? occurred: \* `)
 
-// flatten writes the errors that machinery gathers as one line.
+// flatten writes the errors that machinery gathers as one line, without the values
+// that they quote.
 func flatten(err error) string {
-	s := errorList.ReplaceAllString(strings.Join(strings.Fields(err.Error()), " "), "")
+	s := errorList.ReplaceAllString(strings.Join(strings.Fields(withoutValues(err.Error())), " "), "")
 	return strings.ReplaceAll(s, " * ", "; ")
 }

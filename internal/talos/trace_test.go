@@ -127,7 +127,7 @@ func TestEventSinkTakesRealTraces(t *testing.T) {
 			[]string{waitsForTime, "message=install began", "stage=installing/true", "message=install failed", "stage=rebooting/true"},
 		},
 		"invalid-config.txt": {
-			[]string{"status unknown, ready", "task loadConfig start", "config refused: failed to load config via platform metal: error decoding document /v1alpha1/ (line 1): unknown keys found during decoding: machine:     nosuchfield: x "},
+			[]string{"status unknown, ready", "task loadConfig start", "config refused: failed to load config via platform metal: error decoding document /v1alpha1/ (line 1): unknown keys machine.nosuchfield"},
 			[]string{waitsForTime, "error=failed to load config via platform metal", waitsForServices},
 		},
 	} {
