@@ -1,25 +1,21 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/provisiond/provisiond/internal/cli"
 	"github.com/provisiond/provisiond/internal/daemon"
 )
 
 func keyCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "key",
-		Short: "The key that the database is sealed to",
-		Long: "Every value in the database is encrypted, and opens with the operator's key only: an age identity\n" +
-			"(age-encryption.org), which age-keygen makes as well. The daemon takes it from the systemd credential\n" +
-			"provisiond.key, from PROVISIOND_KEY in its environment, or from the file of the setting key.\n" +
-			"Keep a copy of it apart from the backups: nobody can read them without it.",
-		Args: cobra.NoArgs,
-	}
-	cmd.AddCommand(keyNewCommand(), keyShowCommand(), keyRotateCommand())
+	cmd := cli.Group("key", "Make, show and change the key that the database is sealed to", keyNewCommand(), keyShowCommand(), keyRotateCommand())
+	cmd.Long = "Make, show and change the key that the database is sealed to.\n\n" +
+		"Every value in the database is encrypted, and opens with the operator's key only: an age identity\n" +
+		"(age-encryption.org), which age-keygen makes as well. The daemon takes it from the systemd credential\n" +
+		"provisiond.key, from PROVISIOND_KEY in its environment, or from the file of the setting key.\n" +
+		"Keep a copy of it apart from the backups: nobody can read them without it."
 	return cmd
 }
 
@@ -80,9 +76,6 @@ func keyRotateCommand() *cobra.Command {
 			"  mv /etc/provisiond/new.key /etc/provisiond/provisiond.key",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if next == "" {
-				return errors.New("--new: name the file of the new key (provisiond key new FILE makes one)")
-			}
 			cfg, err := daemon.ReadConfig(path)
 			if err != nil {
 				return err
@@ -100,6 +93,7 @@ func keyRotateCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", defaultConfig, "config file")
-	cmd.Flags().StringVar(&next, "new", "", "file of the new key")
+	cmd.Flags().StringVar(&next, "new", "", "file of the new key, which provisiond key new makes (required)")
+	_ = cmd.MarkFlagRequired("new") // fails only for a flag that does not exist
 	return cmd
 }

@@ -37,7 +37,7 @@ type app struct {
 // those of the caller. Every call returns a tree of its own.
 func New(version string, serve ...*cobra.Command) *cobra.Command {
 	a := &app{version: version}
-	root := group("provisiond", "Boots bare metal over IPv6 into a Talos Kubernetes cluster")
+	root := Group("provisiond", "Boots bare metal over IPv6 into a Talos Kubernetes cluster")
 	root.SilenceErrors, root.SilenceUsage = true, true
 	server := os.Getenv(ServerVariable)
 	if server == "" {
@@ -55,9 +55,9 @@ func New(version string, serve ...*cobra.Command) *cobra.Command {
 	return root
 }
 
-// group is a command that only holds others. Cobra would print help for a
+// Group is a command that only holds others. Cobra would print help for a
 // misspelt one and exit with success.
-func group(use, short string, commands ...*cobra.Command) *cobra.Command {
+func Group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {

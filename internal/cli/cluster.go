@@ -12,7 +12,7 @@ import (
 )
 
 func (a *app) clusterCommand() *cobra.Command {
-	cmd := group("cluster", "Create, import and look at clusters",
+	cmd := Group("cluster", "Create, import and look at clusters",
 		a.clusterCreate(), a.clusterImport(), a.clusterSet(), a.clusterList(), a.clusterShow(), a.clusterRollout(), a.clusterReset(), a.clusterDelete(),
 		a.clusterAccess("talosconfig", "Make a talosconfig for an administrator, to be used with talosctl"),
 		a.clusterAccess("kubeconfig", "Make a kubeconfig for an administrator, to be used with kubectl"))

@@ -30,7 +30,7 @@ const plainSchematic = "376567988ad370138ad8b2698212367b8edcb69b5fd68c80be1f2ec7
 const maxDownload = 1 << 30
 
 func (a *app) imageCommand() *cobra.Command {
-	cmd := group("image", "Add and look at boot images", a.imageAdd(), a.imagePull(), a.imageList(), a.imageDelete())
+	cmd := Group("image", "Add and look at boot images", a.imageAdd(), a.imagePull(), a.imageList(), a.imageDelete())
 	cmd.Aliases = []string{"images"}
 	return cmd
 }

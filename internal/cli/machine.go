@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) machineCommand() *cobra.Command {
-	cmd := group("machine", "Register, change and look at machines",
+	cmd := Group("machine", "Register, change and look at machines",
 		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineLogs(), a.machineDelete(), a.machineReimage(), a.machineConfig(), a.machineDiff(), a.machineApply())
 	cmd.Aliases = []string{"machines"}
 	return cmd
