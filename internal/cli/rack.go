@@ -196,9 +196,10 @@ func (a *app) discoveredCommand() *cobra.Command {
 
 func (a *app) backupCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "backup FILE", Short: "Save everything, secrets included, to a file of mode 0600", Args: cobra.ExactArgs(1),
+		Use: "backup FILE", Short: "Save the database, sealed as it is, to a file of mode 0600", Args: cobra.ExactArgs(1),
 		Long: "Save everything, secrets included, to a file of mode 0600; - for standard output. The file is whole or not\n" +
-			"written at all. Boot images are not in it.",
+			"written at all. Nobody can read it without the key that the database is sealed to: keep that elsewhere. Boot\n" +
+			"images are not in it.",
 	}
 	force := cmd.Flags().Bool("force", false, "replace a file that is there")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {

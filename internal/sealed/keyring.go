@@ -33,7 +33,7 @@ var ErrUnsealed = errors.New("not sealed")
 // ErrDamaged: a value, or the keyring, is not what was written there.
 var ErrDamaged = errors.New("damaged, or moved here from another place")
 
-// WrongKeyError: the store is sealed to another key than the one given.
+// WrongKeyError says that the store is sealed to another key than the one given.
 type WrongKeyError struct{ SealedTo, Given string } // recipients
 
 func (e *WrongKeyError) Error() string {
