@@ -44,7 +44,7 @@ func openDatabase(ctx context.Context, cfg *Config, o boltstore.Options, log zer
 		return store, err
 	}
 	if err := boltstore.Rewrite(path, resealed(ctx, key.Key, key.Key)); err != nil {
-		return nil, err
+		return nil, explainKey(err, key)
 	}
 	log.Info().Str("database", path).Str("key", key.Recipient()).
 		Msg("sealed the database; backups and copies that were made before are not sealed, and are best removed")

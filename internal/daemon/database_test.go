@@ -250,6 +250,7 @@ func TestAKeyThatDoesNotOpen(t *testing.T) {
 		"another":         {otherKey, []string{"sealed to the key $SEALED", "the one given is $GIVEN", "age-keygen"}},
 		"cut off":         {func(t *testing.T, cfg *Config) { check(t, os.Truncate(cfg.Key, 150)) }, []string{"AGE-SECRET-KEY-1"}},
 		"open to others":  {func(t *testing.T, cfg *Config) { check(t, os.Chmod(cfg.Key, 0o644)) }, []string{"chmod 600"}},
+		"keyring gone":    {func(t *testing.T, cfg *Config) { dropKeyring(t, cfg) }, []string{"damaged", "restore"}},
 		"damaged keyring": {func(t *testing.T, cfg *Config) { spoilKeyring(t, cfg) }, []string{"the keyring is damaged", "restore"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -308,6 +309,14 @@ func copyFile(t *testing.T, to, from string) {
 	text, err := os.ReadFile(from)
 	check(t, err)
 	check(t, os.WriteFile(to, text, 0o600))
+}
+
+func dropKeyring(t *testing.T, cfg *Config) {
+	t.Helper()
+	raw, err := boltstore.Open(cfg.Database(), boltstore.Options{})
+	check(t, err)
+	_, _, err = raw.Commit(t.Context(), inventory.Commit{Writes: []inventory.Write{{Key: inventory.Key{Bucket: inventory.BucketKeyring, ID: "keyring"}}}})
+	check(t, errors.Join(err, raw.Close()))
 }
 
 func spoilKeyring(t *testing.T, cfg *Config) {

@@ -53,7 +53,13 @@ func (r *Resealing) Record(key inventory.Key, value []byte) ([]byte, error) {
 func (r *Resealing) Entry(value []byte) ([]byte, error) { return r.value(inLog, value) }
 
 func (r *Resealing) value(key inventory.Key, value []byte) ([]byte, error) {
-	if r.from.aead != nil {
+	if r.from.aead == nil {
+		// Nothing that is stored begins like a sealed value. One that does was sealed
+		// under a keyring that got lost, and sealing it again would hide that.
+		if len(value) > 0 && value[0] == format {
+			return nil, ErrDamaged
+		}
+	} else {
 		var err error
 		if value, err = r.from.open(key, bytes.Clone(value)); err != nil {
 			return nil, err

@@ -287,6 +287,27 @@ func TestReseal(t *testing.T) {
 	}
 }
 
+// Values that are sealed, and no keyring: that is damage, and not a store that is to
+// be sealed.
+func TestResealWithoutKeyring(t *testing.T) {
+	raw, key := storetest.NewMemory(), newKey(t)
+	commit(t, seal(t, raw, key), "a", "value")
+	rec, err := raw.Get(t.Context(), machine("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := sealed.Reseal(t.Context(), storetest.NewMemory(), key, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Record(rec.Key, rec.Value); !errors.Is(err, sealed.ErrDamaged) {
+		t.Errorf("a value that is sealed already: %v", err)
+	}
+	if out, err := r.Record(rec.Key, []byte{}); err != nil || out == nil {
+		t.Errorf("an empty value: %x, %v", out, err)
+	}
+}
+
 func TestParseKey(t *testing.T) {
 	key := newKey(t)
 	text := key.Secret(time.Now())
