@@ -39,6 +39,7 @@ func openDatabase(ctx context.Context, cfg *Config, o boltstore.Options, log zer
 		}
 	}
 	path := cfg.Database()
+	_, missing := os.Stat(path)
 	store, err := openSealed(ctx, path, o, key)
 	if !errors.Is(err, sealed.ErrUnsealed) {
 		return store, err
@@ -46,8 +47,10 @@ func openDatabase(ctx context.Context, cfg *Config, o boltstore.Options, log zer
 	if err := boltstore.Rewrite(path, resealed(ctx, key.Key, key.Key)); err != nil {
 		return nil, explainKey(err, key)
 	}
-	log.Info().Str("database", path).Str("key", key.Recipient()).
-		Msg("sealed the database; backups and copies that were made before are not sealed, and are best removed")
+	if missing == nil {
+		log.Warn().Str("database", path).Str("key", key.Recipient()).
+			Msg("sealed the database; backups and copies that were made before are not sealed, and are best removed")
+	}
 	return openSealed(ctx, path, o, key)
 }
 
