@@ -24,6 +24,7 @@ import (
 type rawConfig struct {
 	Data       string     `yaml:"data"`
 	Key        string     `yaml:"key"`
+	User       string     `yaml:"user"`
 	Address    netip.Addr `yaml:"address"`
 	Interfaces []string   `yaml:"interfaces"`
 	Ports      struct {
@@ -97,6 +98,9 @@ type Config struct {
 	// Key is the file of the operator's key, which may also be given in other ways.
 	// Once it was read with ReadConfig, it does not depend on the working directory.
 	Key string
+	// User is whom the daemon becomes once all its sockets are open; empty: it stays
+	// who started it.
+	User string
 	// Address is where machines reach this daemon. Every URL carries it, and the
 	// rack's sockets are bound to it.
 	Address netip.Addr
@@ -165,6 +169,7 @@ func ParseConfig(text []byte) (*Config, error) {
 	c := &Config{
 		Data:          orString(raw.Data, "/var/lib/provisiond"),
 		Key:           orString(raw.Key, "provisiond.key"),
+		User:          raw.User,
 		Address:       raw.Address,
 		Interfaces:    raw.Interfaces,
 		DHCPv6Port:    orPort(raw.Ports.DHCPv6, portDHCPv6),

@@ -94,6 +94,10 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 		}
 	}()
 	cfg := o.Config
+	id, err := identityOf(cfg)
+	if err != nil {
+		return nil, err
+	}
 
 	store := o.Store
 	if store == nil {
@@ -163,6 +167,11 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 		server := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Running: machines}, operators{keeper, logs}, d.configs,
 			guard, uploads{blobs}, component(o.Log, "api"))
 		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return server.Serve(ctx, l) })
+	}
+	if id != nil {
+		if err := id.take(cfg.Data); err != nil {
+			return nil, err
+		}
 	}
 	return d, nil
 }

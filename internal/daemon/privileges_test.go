@@ -1,0 +1,78 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/racktest"
+)
+
+// TestBecomesItsUser: started by root, the daemon is somebody else when it answers,
+// without a capability, and a rack boots.
+func TestBecomesItsUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("CI runs as root")
+		}
+		t.Skip("LEFT OUT: only root can become another user")
+	}
+	nobody, err := user.Lookup("nobody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLab(t)
+	text, err := os.ReadFile(l.file())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(l.file(), append(text, "user: nobody\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{l.dir, filepath.Dir(l.dir)} {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := l.rack(t, racktest.RackOptions{})
+	proxied(t, func(ctx context.Context) error { return r.Fabric.ServeProxy(ctx, l.proxy) })
+	p := l.spawn(t)
+	runRack(t, r)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		fmt.Sprintf("Uid:\t%[1]s\t%[1]s\t%[1]s\t%[1]s\n", nobody.Uid), fmt.Sprintf("Gid:\t%[1]s\t%[1]s\t%[1]s\t%[1]s\n", nobody.Gid),
+		"CapPrm:\t0000000000000000\n", "CapEff:\t0000000000000000\n", "CapAmb:\t0000000000000000\n",
+	} {
+		if !strings.Contains(string(status), want) {
+			t.Errorf("it has no %q:\n%s", want, status)
+		}
+	}
+	info, err := os.Stat(l.cfg.Database())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sys, ok := info.Sys().(*syscall.Stat_t); !ok || fmt.Sprint(sys.Uid) != nobody.Uid || info.Mode().Perm() != 0o600 {
+		t.Errorf("the database is of %+v, mode %v", info.Sys(), info.Mode())
+	}
+}
+
+func TestBadUser(t *testing.T) {
+	l := newLab(t)
+	for name, want := range map[string]string{"nobody-of-this-name": "there is no user", "root": "is root"} {
+		l.cfg.User = name
+		_, err := identityOf(l.cfg)
+		if fe := new(inventory.FieldError); !errors.As(err, &fe) || fe.Field != "user" || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
