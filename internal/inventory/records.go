@@ -11,7 +11,7 @@ import (
 
 // revisioned are the record types, which carry the revision they were read at.
 type revisioned interface {
-	Machine | Facts | Cluster | Secrets | Bootstrap | Stranger | Image | Lease | Rendered | Rollout
+	Machine | Facts | Cluster | Secrets | Bootstrap | Stranger | Image | Lease | Rendered | Rollout | Token
 }
 
 func decode[T revisioned](rec Record) (T, error) {
@@ -39,6 +39,8 @@ func decode[T revisioned](rec Record) (T, error) {
 	case *Rendered:
 		p.Rev = rec.Rev
 	case *Rollout:
+		p.Rev = rec.Rev
+	case *Token:
 		p.Rev = rec.Rev
 	}
 	return v, nil

@@ -13,7 +13,8 @@ import (
 //
 // A cluster that was not bootstrapped then may be by now: it is never bootstrapped, as
 // an imported one. An order to reimage may have been carried out: it is cancelled, and a
-// rollout is stopped. And any machine of a cluster may be a control plane by now.
+// rollout is stopped. And any machine of a cluster may be a control plane by now. A token
+// may have been revoked since, because it leaked: all of them are.
 func (k *Keeper) Restored(ctx context.Context) error {
 	clusters, err := k.Clusters(ctx)
 	if err != nil {
@@ -34,6 +35,9 @@ func (k *Keeper) Restored(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+	}
+	if err := k.revokeAll(ctx); err != nil {
+		return err
 	}
 	rollouts, err := k.Rollouts(ctx)
 	if err != nil {

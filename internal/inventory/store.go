@@ -25,6 +25,7 @@ const (
 	BucketRendered   Bucket = "rendered"   // machine name → Rendered
 	BucketMembers    Bucket = "members"    // cluster name + "/" + machine name → role
 	BucketRollouts   Bucket = "rollouts"   // cluster name → Rollout
+	BucketTokens     Bucket = "tokens"     // name → Token
 	BucketMeta       Bucket = "meta"       // single values, such as the server DUID
 	BucketKeyring    Bucket = "keyring"    // what a store that seals values keeps of its keys
 )
@@ -33,7 +34,7 @@ const (
 func Buckets() []Bucket {
 	return []Bucket{
 		BucketMachines, BucketMACs, BucketAddresses, BucketDUIDs, BucketFacts, BucketStrangers, BucketLeases,
-		BucketClusters, BucketSecrets, BucketBootstraps, BucketImages, BucketRendered, BucketMembers, BucketRollouts, BucketMeta, BucketKeyring,
+		BucketClusters, BucketSecrets, BucketBootstraps, BucketImages, BucketRendered, BucketMembers, BucketRollouts, BucketTokens, BucketMeta, BucketKeyring,
 	}
 }
 
