@@ -82,9 +82,13 @@ func sound(t testing.TB, dir string, lines uint64) {
 
 func TestAppendReadReopen(t *testing.T) {
 	dir := t.TempDir()
-	l := open(t, dir, Options{})
+	l := open(t, dir, Options{Delay: time.Hour})
 	appendAll(t, l, "a", "b")
 	l.Note(Entry{Action: "c", Outcome: Refused})
+	if got := read(t, l, 2); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("a note that waits is not read: %v", got)
+	}
+	l.Note(Entry{Action: "d", Outcome: Refused})
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -92,15 +96,15 @@ func TestAppendReadReopen(t *testing.T) {
 		t.Errorf("after the end: %v", err)
 	}
 	l = open(t, dir, Options{})
-	appendAll(t, l, "d")
-	if got := read(t, l, 0); !slices.Equal(got, []string{"a", "b", "c", "d"}) {
+	appendAll(t, l, "e")
+	if got := read(t, l, 0); !slices.Equal(got, []string{"a", "b", "c", "d", "e"}) {
 		t.Errorf("%v", got)
 	}
-	if got := read(t, l, 2); !slices.Equal(got, []string{"c", "d"}) {
+	if got := read(t, l, 2); !slices.Equal(got, []string{"c", "d", "e"}) {
 		t.Errorf("after 2: %v", got)
 	}
-	sound(t, dir, 4)
-	if seq, head := l.Head(); seq != 4 || len(head) != 64 {
+	sound(t, dir, 5)
+	if seq, head := l.Head(); seq != 5 || len(head) != 64 {
 		t.Errorf("head %d %s", seq, head)
 	}
 	info, err := os.Stat(filepath.Join(dir, current))
@@ -349,10 +353,18 @@ func TestFullDisk(t *testing.T) {
 			t.Fatalf("on a full disk: %v", err)
 		}
 	}
+	if err := l.Ready(t.Context()); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("ready on a full disk: %v", err)
+	}
 	fail.Store(-1)
+	for range 2 {
+		if err := l.Ready(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	appendAll(t, l, "c")
 	got := read(t, l, 0)
-	if warnings.Load() == 0 || got[0] != "a" || !slices.Contains(got, "note") || got[len(got)-1] != "c" || !slices.Contains(got, actionTorn) {
+	if warnings.Load() == 0 || got[0] != "a" || !slices.Contains(got, "note") || got[len(got)-1] != "c" || !slices.Contains(got, actionTorn) || got[len(got)-2] != actionResumed || slices.Index(got, actionResumed) != len(got)-2 {
 		t.Errorf("%v", got)
 	}
 	sound(t, dir, uint64(len(got)))
@@ -400,6 +412,22 @@ func TestWhatStrangersSend(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestOneWriter: a second would chain to its own last line.
+func TestOneWriter(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir, Options{})
+	if _, err := Open(dir, Options{}); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("a second: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir, Options{})
+	if _, err := Open(filepath.Join(dir, "none"), Options{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no folder: %v", err)
 	}
 }
 

@@ -51,6 +51,8 @@ const (
 	actionTorn = "audit-torn"
 	// actionLost says that entries could not be kept.
 	actionLost = "audit-lost"
+	// actionResumed is the first line after some that could not be written.
+	actionResumed = "audit-resumed"
 	// actionDamaged says where the chain was found broken when the trail was opened.
 	actionDamaged = "audit-damaged"
 )

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -39,6 +41,7 @@ type Options struct {
 // and one fsync. It is safe for concurrent use.
 type Log struct {
 	dir  string
+	lock *os.File // of the folder: two writers would each chain to their own last line
 	opts Options
 	open func(path string) (file, error) // os.OpenFile, but for tests
 
@@ -47,6 +50,7 @@ type Log struct {
 	lost    int // notes for which there was no room
 	writing bool
 	closed  bool
+	failing atomic.Bool // the last write did not go well
 	timer   *time.Timer // runs while notes wait
 	writers sync.WaitGroup
 
@@ -63,10 +67,11 @@ type file interface {
 	Close() error
 }
 
-// pending is an entry on its way to the disk; done is nil for a note.
+// pending is an entry on its way to the disk.
 type pending struct {
 	entry Entry
-	done  chan struct{}
+	empty bool          // it is none, and waits for those before it
+	done  chan struct{} // nil for a note
 	err   error
 }
 
@@ -78,7 +83,7 @@ var ErrClosed = errors.New("the audit trail is closed")
 
 // Open opens or begins the trail in a folder. A line that a crash has torn is kept,
 // and marked by the next one; anything else that is wrong with the newest file is
-// told to Options.Warn and has a line too.
+// told to Options.Warn and has a line too. It is an error if somebody else has it open.
 func Open(dir string, opts Options) (*Log, error) {
 	if opts.MaxSize == 0 {
 		opts.MaxSize = 16 << 20
@@ -92,12 +97,33 @@ func Open(dir string, opts Options) (*Log, error) {
 	l := &Log{dir: dir, opts: opts, open: func(path string) (file, error) {
 		return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	}}
+	var err error
+	if l.lock, err = lockDir(dir); err != nil {
+		return nil, fmt.Errorf("audit trail: %w", err)
+	}
 	l.files.Lock()
 	defer l.files.Unlock()
 	if err := l.reopen(); err != nil {
+		_ = l.lock.Close() // the first error says more
 		return nil, fmt.Errorf("audit trail: %w", err)
 	}
 	return l, nil
+}
+
+// lockDir is held until the file is closed, or its process ends.
+func lockDir(dir string) (*os.File, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = d.Close() // the first error says more
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = errors.New("it is in use: stop provisiond first")
+		}
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	return d, nil
 }
 
 // Append writes an entry and returns when it is on disk. Once it was called the entry
@@ -116,6 +142,15 @@ func (l *Log) Append(ctx context.Context, e Entry) error {
 	l.mu.Unlock()
 	<-p.done
 	return p.err
+}
+
+// Ready returns nil if the last write went well. After one that did not, it tries
+// again, with a line that says so: what must not be done unseen asks before.
+func (l *Log) Ready(ctx context.Context) error {
+	if !l.failing.Load() {
+		return nil
+	}
+	return l.Append(ctx, Entry{Action: actionResumed, Outcome: OK, Reason: "lines may be missing before this one: the trail could not be written"})
 }
 
 // Note writes an entry within a second, and keeps nobody waiting for it. When the disk
@@ -176,6 +211,7 @@ func (l *Log) drain() {
 			batch = append(batch, &pending{entry: Entry{Action: actionLost, Outcome: Failed, Reason: fmt.Sprintf("%d entries could not be written", lost)}})
 		}
 		err := l.write(batch)
+		l.failing.Store(err != nil)
 		if err != nil && l.failed(batch, err) {
 			return
 		}
@@ -230,9 +266,14 @@ func (l *Log) write(batch []*pending) error {
 			return err
 		}
 	}
-	entries := make([]*Entry, len(batch))
-	for i, p := range batch {
-		entries[i] = &p.entry
+	var entries []*Entry
+	for _, p := range batch {
+		if !p.empty {
+			entries = append(entries, &p.entry)
+		}
+	}
+	if len(entries) == 0 {
+		return nil
 	}
 	return l.add(entries...)
 }
@@ -406,17 +447,31 @@ func (l *Log) Close() error {
 	l.writers.Wait()
 	l.files.Lock()
 	defer l.files.Unlock()
-	if l.file == nil {
-		return nil
+	err := l.lock.Close()
+	if l.file != nil {
+		err = errors.Join(err, l.file.Close())
+		l.file = nil
 	}
-	err := l.file.Close()
-	l.file = nil
 	return err
 }
 
+// flush has written what waits, if the disk takes it.
+func (l *Log) flush() {
+	p := &pending{empty: true, done: make(chan struct{})}
+	l.mu.Lock()
+	if l.closed || len(l.queue) == 0 && !l.writing {
+		l.mu.Unlock()
+		return
+	}
+	l.enqueue(p)
+	l.mu.Unlock()
+	<-p.done
+}
+
 // Read calls f with each line after a number, oldest first, until it returns false.
-// What is no line is left out.
+// What is no line is left out; notes made before are in it.
 func (l *Log) Read(ctx context.Context, after uint64, f func(line []byte, e Entry) (more bool)) error {
+	l.flush()
 	readers, err := l.readers(after)
 	defer func() {
 		for _, r := range readers {
