@@ -100,7 +100,8 @@ func restoreCommand() *cobra.Command {
 			"was made before the key was changed is opened with the one of --key.\n\n" +
 			"What the backup says may have been overtaken: orders to reimage in it are cancelled, rollouts in\n" +
 			"it are stopped, and a cluster that was not bootstrapped then is taken to run already, until its operator\n" +
-			"resets it.",
+			"resets it. All tokens in it are revoked: one of them may have been since. The audit trail is not in a\n" +
+			"backup, goes on as it is, and has a line of this.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := daemon.ReadConfig(path)

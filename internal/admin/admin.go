@@ -1,8 +1,9 @@
 // Package admin is the operator's API: /api/v1 over HTTP, described by an
 // OpenAPI 3.1 document that is made from the same Go types that serve it. It
 // changes the inventory through the interfaces in ports.go and decides nothing
-// itself. It has no login: it is served on a unix socket, whose permissions are
-// the access control, or read-only and without secrets on loopback.
+// itself. Who calls is known by the unix socket that they could open, by a token or
+// by a client certificate; every operation says where it is registered which role
+// it needs, and what was done, or refused, is in the audit trail.
 package admin
 
 import (
@@ -21,6 +22,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 	"github.com/go-chi/chi/v5"
 	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
 
 	"github.com/provisiond/provisiond/internal/admin/api"
 	"github.com/provisiond/provisiond/internal/inventory"
@@ -34,9 +36,12 @@ type Config struct {
 	MaxBlob int64
 	// MaxWatchers is how many may follow the events at once. 0: 64.
 	MaxWatchers int
-	// ReadOnly is for a listener that anybody on the host can reach: it answers
-	// GET and HEAD, without secrets, and refuses everything else with 403.
-	ReadOnly bool
+	// Trail is where it is kept who did what. nil: nowhere.
+	Trail Trail
+	// CA issues client certificates, and is what callers have to trust. nil: there is none.
+	CA CA
+	// ForeignClients: client certificates come from another CA, and ours issues none.
+	ForeignClients bool
 	// Hosts are names by which browsers may reach the API, beside addresses and
 	// localhost; see guard.
 	Hosts []string
@@ -57,12 +62,14 @@ type Config struct {
 // Server answers the operator's API.
 type Server struct {
 	cfg      Config
-	inv      Inventory
+	inv      scope
 	talos    Talos
 	guards   Guards
 	blobs    Blobs
 	log      zerolog.Logger
 	watchers chan struct{} // one token for each follower of the events
+	guesses  *guesses
+	refusals refusals
 	handler  http.Handler
 }
 
@@ -80,9 +87,15 @@ func New(cfg Config, inv Inventory, talos Talos, guards Guards, blobs Blobs, log
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Server{cfg: cfg, inv: inv, talos: talos, guards: guards, blobs: blobs, log: log, watchers: make(chan struct{}, cfg.MaxWatchers)}
+	if cfg.Trail == nil {
+		cfg.Trail = noTrail{}
+	}
+	s := &Server{
+		cfg: cfg, inv: scope{inv}, talos: talos, guards: guards, blobs: blobs, log: log,
+		watchers: make(chan struct{}, cfg.MaxWatchers), guesses: newGuesses(), refusals: refusals{limit: rate.NewLimiter(1, 60)},
+	}
 	router, _ := s.router()
-	s.handler = s.guard(s.logged(s.reading(router)))
+	s.handler = s.guard(s.identify(s.logged(router)))
 	return s
 }
 
@@ -90,7 +103,8 @@ func New(cfg Config, inv Inventory, talos Talos, guards Guards, blobs Blobs, log
 // protects them.
 func (s *Server) Handler() http.Handler { return s.handler }
 
-// Serve answers on ln until ctx ends, and then closes it. Requests under way
+// Serve answers on ln until ctx ends, and then closes it. Callers are known on a unix
+// socket, and on a listener of TLS connections (tls.NewListener). Requests under way
 // are cancelled with ctx: what they had to write is written or it is not, and
 // a stream has no other end.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
@@ -100,6 +114,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       connected,
 		ErrorLog:          stdlog.New(s.log.With().Str("component", "admin").Logger(), "", 0),
 	}
 	stopped := make(chan struct{})
@@ -136,11 +151,20 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 				Version: s.cfg.Version,
 				Description: "Machines, clusters and boot images of a rack. Errors are RFC 9457 problems. " +
 					"GET of a machine or a cluster answers an ETag that its PUT, PATCH and DELETE take as If-Match. " +
-					"The unix socket, which is root's, answers everything. The TCP listener, which has no login, answers GET and HEAD only: " +
-					"403 to every other method (explain, too) and to whatever carries a secret (backup, talosconfig, kubeconfig, config?secrets=true).",
+					"Who opens the unix socket, which is root's, may do everything. Over TLS a token or a client certificate says who calls. " +
+					"Each operation has the role that it needs as x-provisiond-role: read, operate or admin, each with what those before it may. " +
+					"Who is limited to clusters sees nothing of others (404, and left out of lists), and is refused what is about the whole rack: x-provisiond-clusters is false there. " +
+					"Every change, every secret that is told and every refusal is in the audit trail.",
 			},
 			Tags: []*huma.Tag{
-				{Name: "machines"}, {Name: "clusters"}, {Name: "lifecycle"}, {Name: "images"}, {Name: "events"}, {Name: "rack"},
+				{Name: "machines"}, {Name: "clusters"}, {Name: "lifecycle"}, {Name: "images"}, {Name: "events"}, {Name: "rack"}, {Name: "access"},
+			},
+			Components: &huma.Components{
+				Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+				SecuritySchemes: map[string]*huma.SecurityScheme{
+					"token":       {Type: "http", Scheme: "bearer", BearerFormat: "pvd_NAME_SECRET", Description: "As provisiond token create prints it"},
+					"certificate": {Type: "mutualTLS", Description: "As provisiond client-certificate issues it: the common name is who, the organization provisiond:ROLE, organizational units the clusters"},
+				},
 			},
 		},
 		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
@@ -159,6 +183,8 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	s.logRoutes(doc)
 	s.explainRoutes(doc)
 	s.rackRoutes(doc)
+	s.accessRoutes(doc)
+	s.auditRoutes(doc)
 	s.documentRoutes(r, doc.OpenAPI())
 	return r, doc.OpenAPI()
 }
@@ -180,6 +206,14 @@ func (s *Server) documentRoutes(r chi.Router, doc *huma.OpenAPI) {
 		}
 	}
 	r.Get("/openapi.json", once("application/openapi+json", func() ([]byte, error) { return json.Marshal(doc) }))
+	r.Get("/ca.pem", func(w http.ResponseWriter, _ *http.Request) {
+		if s.cfg.CA == nil {
+			writeProblem(w, http.StatusNotFound, "there is no CA here")
+			return
+		}
+		w.Header().Set("Content-Type", "application/pem-certificate-chain")
+		_, _ = w.Write(s.cfg.CA.PEM()) // the client's loss
+	})
 	r.Get("/openapi.yaml", once("application/openapi+yaml", doc.YAML))
 	r.NotFound(func(w http.ResponseWriter, req *http.Request) {
 		if s.cfg.Pages != nil {
@@ -199,27 +233,35 @@ func writeProblem(w http.ResponseWriter, status int, detail string) {
 	_ = json.NewEncoder(w).Encode(api.Problem{Title: http.StatusText(status), Status: status, Detail: detail}) // the client's loss
 }
 
-// register adds an operation whose errors go through the one table. Every
-// operation may answer 500 and, with input, 422; errs are the others.
-func register[I, O any](s *Server, doc huma.API, op huma.Operation, h func(context.Context, *I) (*O, error), errs ...int) {
+// register adds an operation: what it needs, and its errors through the one table.
+// Every operation may answer 401, 403, 429, 500 and, with input, 422; errs are the
+// others.
+func register[I, O any](s *Server, doc huma.API, n needs, op huma.Operation, h func(context.Context, *I) (*O, error), errs ...int) {
 	op.Path = api.Prefix + op.Path
+	op.Security = []map[string][]string{{"token": {}}, {"certificate": {}}}
+	op.Extensions = map[string]any{"x-provisiond-role": string(n.role), "x-provisiond-clusters": n.about != rackWide}
+	op.Middlewares = huma.Middlewares{s.enter(op.OperationID, n)}
 	op.Errors = errs
 	if len(errs) == 0 {
 		op.Errors = []int{http.StatusUnprocessableEntity}
 	}
-	if op.Method != http.MethodGet {
-		op.Errors = append(op.Errors, http.StatusForbidden) // see reading
-	}
+	op.Errors = append(op.Errors, http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests)
 	if _, ok := reflect.TypeFor[I]().FieldByName("Body"); ok {
 		op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType)
 		op.MaxBodyBytes = api.MaxBody
 		op.BodyReadTimeout = -1 // guard paces bodies: a fixed deadline would cut off a slow answer too
 	}
+	if op.DefaultStatus == 0 {
+		op.DefaultStatus = http.StatusOK
+		if reflect.TypeFor[O]().NumField() == 0 {
+			op.DefaultStatus = http.StatusNoContent
+		}
+	}
 	huma.Register(doc, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := h(ctx, in)
 		if err != nil {
-			return nil, s.problem(ctx, op.OperationID, in, err)
+			err = s.problem(ctx, op.OperationID, in, err)
 		}
-		return out, nil
+		return out, s.record(ctx, n.act, op.DefaultStatus, err)
 	})
 }

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,20 +17,28 @@ import (
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
-// do sends one request straight to the handler.
+// root is who has opened the unix socket.
+var root = &Principal{Name: "root", Via: ViaSocket, Role: admin}
+
+// do sends one request straight to the handler, as root.
 func (r *rig) do(method, path, body string, header ...string) *httptest.ResponseRecorder {
 	r.t.Helper()
 	var reader io.Reader
 	if body != "" {
 		reader = strings.NewReader(body)
 	}
-	req := httptest.NewRequestWithContext(r.t.Context(), method, "http://[::1]"+path, reader)
+	req := httptest.NewRequestWithContext(as(r.t.Context(), root), method, "http://[::1]"+path, reader)
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
 	rec := httptest.NewRecorder()
 	r.Handler().ServeHTTP(rec, req)
 	return rec
+}
+
+// as is the context of a connection that somebody has at its other end.
+func as(ctx context.Context, p *Principal) context.Context {
+	return context.WithValue(ctx, peerKey{}, p)
 }
 
 // must is do for what has to work; it decodes the answer into v unless nil.
@@ -344,7 +354,7 @@ func TestGuard(t *testing.T) {
 		{"[::1]:8080", []string{"Sec-Fetch-Site", "cross-site"}, "DELETE", 403},
 		{"[::1]:8080", []string{"Origin", "http://[::1]:8080"}, "DELETE", 409},
 	} {
-		req := httptest.NewRequest(tc.method, "/api/v1/clusters/rack1", nil)
+		req := httptest.NewRequestWithContext(as(t.Context(), root), tc.method, "/api/v1/clusters/rack1", nil)
 		req.Host = tc.host
 		for i := 0; i < len(tc.header); i += 2 {
 			req.Header.Set(tc.header[i], tc.header[i+1])
@@ -362,7 +372,7 @@ func TestBackupBreaksOff(t *testing.T) {
 	r := seed(t, Config{})
 	url := r.serve(t)
 	get := func() (string, int, error) {
-		resp, err := http.Get(url + "/api/v1/backup")
+		resp, err := r.client.Get(url + "/api/v1/backup")
 		if err != nil {
 			return "", 0, err
 		}
@@ -386,13 +396,29 @@ func TestBackupBreaksOff(t *testing.T) {
 	}
 }
 
-// serve runs Serve on a real socket and checks that it ends.
+// serve runs Serve on a real unix socket, makes a client of it, and checks that it ends.
 func (r *rig) serve(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "[::1]:0")
+	dir, err := os.MkdirTemp("", "api") // short: the path of a socket has 107 bytes at most
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	path := filepath.Join(dir, "sock")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.client = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	}}}
+	r.listen(t, ln)
+	return "http://provisiond"
+}
+
+// listen runs Serve until the test ends.
+func (r *rig) listen(t *testing.T, ln net.Listener) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Serve(ctx, ln) }()
@@ -401,9 +427,10 @@ func (r *rig) serve(t *testing.T) string {
 		if err := <-done; err != nil {
 			t.Errorf("Serve: %v", err)
 		}
-		http.DefaultClient.CloseIdleConnections()
+		if r.client != nil {
+			r.client.CloseIdleConnections()
+		}
 	})
-	return "http://" + ln.Addr().String()
 }
 
 func TestServeFails(t *testing.T) {

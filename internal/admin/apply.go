@@ -159,6 +159,11 @@ func (p *plan) cluster(ctx context.Context, at string, spec api.ClusterSpec) err
 		old, before = known.cluster, specOfCluster(known.cluster)
 		planned.action = update
 	}
+	if old == nil {
+		if err := limits(ctx, "creating a cluster"); err != nil {
+			return err
+		}
+	}
 	c, err := p.clusterFrom(spec, old)
 	planned.cluster = c
 	p.clusters[spec.Name] = planned
@@ -215,7 +220,7 @@ func (p *plan) machine(ctx context.Context, at string, spec api.MachineSpec) err
 	if err != nil {
 		return p.refuse(at, err)
 	}
-	if err := p.taken(m); err != nil {
+	if err := errors.Join(placed(ctx, m.Cluster), p.taken(m)); err != nil {
 		return p.refuse(at, err)
 	}
 	if old != nil {

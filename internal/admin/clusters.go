@@ -29,24 +29,24 @@ type createdCluster struct {
 
 func (s *Server) clusterRoutes(doc huma.API) {
 	tags := []string{"clusters"}
-	register(s, doc, huma.Operation{OperationID: "list-clusters", Method: http.MethodGet, Path: "/clusters", Tags: tags,
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "list-clusters", Method: http.MethodGet, Path: "/clusters", Tags: tags,
 		Summary: "List clusters", Description: "Ordered by name."}, s.listClusters)
-	register(s, doc, huma.Operation{OperationID: "create-cluster", Method: http.MethodPost, Path: "/clusters", Tags: tags,
+	register(s, doc, needs{operate, rackWide, changes}, huma.Operation{OperationID: "create-cluster", Method: http.MethodPost, Path: "/clusters", Tags: tags,
 		Summary: "Create a cluster", Description: "Makes its secrets, once.", DefaultStatus: http.StatusCreated},
 		s.createCluster, http.StatusConflict, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "import-cluster", Method: http.MethodPost, Path: "/clusters/import", Tags: tags,
+	register(s, doc, needs{operate, rackWide, changes}, huma.Operation{OperationID: "import-cluster", Method: http.MethodPost, Path: "/clusters/import", Tags: tags,
 		Summary: "Take over a cluster whose secrets exist", Description: "What is left out is read from the file, where it tells. The cluster is taken to run already and is never bootstrapped from here, unless new is true.",
 		DefaultStatus: http.StatusCreated}, s.importCluster, http.StatusConflict, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "get-cluster", Method: http.MethodGet, Path: "/clusters/{cluster}", Tags: tags,
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "get-cluster", Method: http.MethodGet, Path: "/clusters/{cluster}", Tags: tags,
 		Summary: "Show a cluster"}, s.getCluster, http.StatusNotFound)
-	register(s, doc, huma.Operation{OperationID: "put-cluster", Method: http.MethodPut, Path: "/clusters/{cluster}", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "put-cluster", Method: http.MethodPut, Path: "/clusters/{cluster}", Tags: tags,
 		Summary:     "Replace what was said of a cluster",
 		Description: "What is left out becomes empty, but for versions and subnets, which are kept. Never creates one: that makes secrets."},
 		s.putCluster, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "patch-cluster", Method: http.MethodPatch, Path: "/clusters/{cluster}", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "patch-cluster", Method: http.MethodPatch, Path: "/clusters/{cluster}", Tags: tags,
 		Summary: "Change fields of a cluster", Description: "A JSON merge patch (RFC 7396): null removes a field, a list is replaced whole."},
 		s.patchCluster, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "delete-cluster", Method: http.MethodDelete, Path: "/clusters/{cluster}", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "delete-cluster", Method: http.MethodDelete, Path: "/clusters/{cluster}", Tags: tags,
 		Summary: "Remove a cluster and its secrets", Description: "Refused while machines belong to it, or a disk is still of it."},
 		s.deleteCluster, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
 }
@@ -139,6 +139,7 @@ func (s *Server) vacant(ctx context.Context, name string) error {
 }
 
 func (s *Server) storeNewCluster(ctx context.Context, c *inventory.Cluster, secrets []byte) (*createdCluster, error) {
+	callOf(ctx).target = "cluster/" + c.Name
 	if err := checked("cluster", s.talos.Check(ctx, c, secrets, nil)); err != nil {
 		return nil, err
 	}

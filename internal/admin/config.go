@@ -35,45 +35,49 @@ func yamlResponses(what string) map[string]*huma.Response {
 }
 
 func (s *Server) configRoutes(doc huma.API) {
-	register(s, doc, huma.Operation{OperationID: "get-machine-config", Method: http.MethodGet, Path: "/machines/{machine}/config", Tags: []string{"machines"},
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "get-machine-config", Method: http.MethodGet, Path: "/machines/{machine}/config", Tags: []string{"machines"},
 		Summary: "Show the Talos config a machine would get now", Responses: yamlResponses("Talos machine config")},
-		s.getConfig, http.StatusNotFound, http.StatusConflict, http.StatusForbidden, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "get-machine-diff", Method: http.MethodGet, Path: "/machines/{machine}/diff", Tags: []string{"machines"},
+		s.getConfig, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "get-machine-diff", Method: http.MethodGet, Path: "/machines/{machine}/diff", Tags: []string{"machines"},
 		Summary:     "Compare the config a machine would get now with the one it was last given, or runs",
 		Description: "With running=true the machine itself is asked; the answer is 409 when it does not answer."},
 		s.getDiff, http.StatusNotFound, http.StatusConflict)
-	register(s, doc, huma.Operation{OperationID: "get-talosconfig", Method: http.MethodGet, Path: "/clusters/{cluster}/talosconfig", Tags: []string{"clusters"},
-		Summary: "Make a talosconfig for an administrator", Description: "A secret. Its making is in the event log.", Responses: yamlResponses("For talosctl")},
+	register(s, doc, needs{admin, scoped, tells}, huma.Operation{OperationID: "get-talosconfig", Method: http.MethodGet, Path: "/clusters/{cluster}/talosconfig", Tags: []string{"clusters"},
+		Summary: "Make a talosconfig for an administrator", Description: "A secret. Its making is in the event log and in the audit trail.", Responses: yamlResponses("For talosctl")},
 		func(ctx context.Context, in *ClusterPath) (*yamlAnswer, error) {
-			if err := s.tell(); err != nil {
+			if _, _, err := s.inv.Cluster(ctx, in.Name); err != nil {
 				return nil, err
 			}
 			return yamlFile(s.talos.Talosconfig(ctx, in.Name))
-		}, http.StatusNotFound, http.StatusForbidden, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "get-kubeconfig", Method: http.MethodGet, Path: "/clusters/{cluster}/kubeconfig", Tags: []string{"clusters"},
-		Summary: "Make a kubeconfig for an administrator", Description: "A secret. Its making is in the event log.", Responses: yamlResponses("For kubectl")},
+		}, http.StatusNotFound, http.StatusInsufficientStorage)
+	register(s, doc, needs{admin, scoped, tells}, huma.Operation{OperationID: "get-kubeconfig", Method: http.MethodGet, Path: "/clusters/{cluster}/kubeconfig", Tags: []string{"clusters"},
+		Summary: "Make a kubeconfig for an administrator", Description: "A secret. Its making is in the event log and in the audit trail.", Responses: yamlResponses("For kubectl")},
 		func(ctx context.Context, in *ClusterPath) (*yamlAnswer, error) {
-			if err := s.tell(); err != nil {
+			if _, _, err := s.inv.Cluster(ctx, in.Name); err != nil {
 				return nil, err
 			}
 			return yamlFile(s.talos.Kubeconfig(ctx, in.Name))
-		}, http.StatusNotFound, http.StatusForbidden, http.StatusInsufficientStorage)
+		}, http.StatusNotFound, http.StatusInsufficientStorage)
 }
 
 func (s *Server) getConfig(ctx context.Context, in *struct {
 	MachinePath
-	Secrets bool `query:"secrets" doc:"With its secrets; that is in the event log then"`
+	Secrets bool `query:"secrets" doc:"With its secrets: takes the role admin, and is in the audit trail then"`
 }) (*yamlAnswer, error) {
 	if in.Secrets {
-		if err := s.tell(); err != nil {
-			return nil, err
+		if p := PrincipalOf(ctx); p == nil || !p.Role.Allows(admin) {
+			return nil, huma.Error403Forbidden("a config with its secrets takes the role admin")
 		}
 	}
 	v, err := s.configured(ctx, in.Ref)
 	if err != nil {
 		return nil, err
 	}
-	return yamlFile(s.talos.Render(ctx, v, !in.Secrets))
+	text, err := s.talos.Render(ctx, v, !in.Secrets)
+	if in.Secrets {
+		err = s.record(ctx, tells, http.StatusOK, err)
+	}
+	return yamlFile(text, err)
 }
 
 // configured returns a machine that has a config.

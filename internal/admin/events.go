@@ -16,7 +16,7 @@ import (
 )
 
 func (s *Server) eventRoutes(doc huma.API) {
-	register(s, doc, huma.Operation{OperationID: "list-events", Method: http.MethodGet, Path: "/events", Tags: []string{"events"},
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "list-events", Method: http.MethodGet, Path: "/events", Tags: []string{"events"},
 		Summary:     "List events, oldest first",
 		Description: "Without after: the newest ones. With after: those that follow it. A filter looks at 10000 events at most; follow next to go on."}, s.listEvents)
 
@@ -28,7 +28,7 @@ func (s *Server) eventRoutes(doc huma.API) {
 			Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString,
 				Description: "Messages of id and data, where data is an Event as JSON; comments keep the connection alive"}}},
 		}}}
-	register(s, doc, stream, s.watchEvents, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
+	register(s, doc, needs{read, scoped, looks}, stream, s.watchEvents, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
 }
 
 // maxScan bounds the events one request looks at.
@@ -43,7 +43,7 @@ func (s *Server) listEvents(ctx context.Context, in *struct {
 	out.Body.Items = []api.Event{}
 	if in.After == "" {
 		count := in.Limit
-		if in.EventFilter != (EventFilter{}) {
+		if in.EventFilter != (EventFilter{}) || foreign(ctx, "") {
 			count = maxScan
 		}
 		list, err := s.inv.EventsTail(ctx, count)
@@ -51,7 +51,7 @@ func (s *Server) listEvents(ctx context.Context, in *struct {
 			return nil, err
 		}
 		for i := range list {
-			if in.match(&list[i]) {
+			if in.match(&list[i]) && s.inv.showsEvent(ctx, &list[i]) {
 				out.Body.Items = append(out.Body.Items, eventOf(list[i]))
 			}
 		}
@@ -74,7 +74,7 @@ func (s *Server) listEvents(ctx context.Context, in *struct {
 				return out, nil
 			}
 			after = list[i].ID
-			if in.match(&list[i]) {
+			if in.match(&list[i]) && s.inv.showsEvent(ctx, &list[i]) {
 				out.Body.Items = append(out.Body.Items, eventOf(list[i]))
 			}
 		}
@@ -157,14 +157,14 @@ const heartbeat = 15 * time.Second
 // stream writes events until the client leaves or ctx ends; neither is an error.
 func (s *Server) stream(ctx context.Context, w http.ResponseWriter, in *watchInput, after uint64, wake <-chan struct{}) error {
 	const size = 256
-	return pump(ctx, w, wake, func() (buf []byte, more bool, err error) {
+	return s.pump(ctx, w, wake, func() (buf []byte, more bool, err error) {
 		list, err := s.inv.Events(ctx, after, size)
 		if err != nil {
 			return nil, false, err
 		}
 		for i := range list {
 			after = list[i].ID
-			if !in.match(&list[i]) {
+			if !in.match(&list[i]) || !s.inv.showsEvent(ctx, &list[i]) {
 				continue
 			}
 			if buf, err = message(buf, after, eventOf(list[i])); err != nil {
@@ -182,8 +182,9 @@ func message(buf []byte, id uint64, v any) ([]byte, error) {
 }
 
 // pump writes what next returns, at once, while there is more and each time after
-// wake, until the client leaves, ctx ends or wake is closed; none is an error.
-func pump(ctx context.Context, w http.ResponseWriter, wake <-chan struct{}, next func() (buf []byte, more bool, err error)) error {
+// wake, until the client leaves, may no longer, ctx ends or wake is closed; none is an
+// error.
+func (s *Server) pump(ctx context.Context, w http.ResponseWriter, wake <-chan struct{}, next func() (buf []byte, more bool, err error)) error {
 	w.Header().Set("Content-Type", "text/event-stream")
 	out := http.NewResponseController(w)
 	send := func(b []byte) (ok bool) {
@@ -197,7 +198,7 @@ func pump(ctx context.Context, w http.ResponseWriter, wake <-chan struct{}, next
 	}
 	tick := time.NewTicker(heartbeat)
 	defer tick.Stop()
-	for {
+	for s.standing(ctx) {
 		buf, more, err := next()
 		if err != nil {
 			return err
@@ -221,4 +222,5 @@ func pump(ctx context.Context, w http.ResponseWriter, wake <-chan struct{}, next
 			}
 		}
 	}
+	return nil
 }

@@ -22,7 +22,7 @@ type follower struct {
 	lines  *bufio.Scanner
 }
 
-func follow(t *testing.T, url string, header ...string) *follower {
+func (r *rig) follow(t *testing.T, url string, header ...string) *follower {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // against a hang only
 	t.Cleanup(cancel)
@@ -33,7 +33,7 @@ func follow(t *testing.T, url string, header ...string) *follower {
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := r.client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func (r *rig) logEvent(machine, message string) {
 func TestWatch(t *testing.T) {
 	r := seed(t, Config{})
 	url := r.serve(t) + "/api/v1/events/watch"
-	f := follow(t, url)
+	f := r.follow(t, url)
 	if ct := f.resp.Header.Get("Content-Type"); ct != "text/event-stream" {
 		t.Errorf("Content-Type %s", ct)
 	}
@@ -90,9 +90,9 @@ func TestWatch(t *testing.T) {
 	}
 
 	for name, again := range map[string]*follower{
-		"Last-Event-ID":    follow(t, url, "Last-Event-ID", fmt.Sprint(first.ID)),
-		"after":            follow(t, url+"?after="+fmt.Sprint(first.ID)),
-		"the header first": follow(t, url+"?after=0", "Last-Event-ID", fmt.Sprint(first.ID)),
+		"Last-Event-ID":    r.follow(t, url, "Last-Event-ID", fmt.Sprint(first.ID)),
+		"after":            r.follow(t, url+"?after="+fmt.Sprint(first.ID)),
+		"the header first": r.follow(t, url+"?after=0", "Last-Event-ID", fmt.Sprint(first.ID)),
 	} {
 		if e := again.next(); e.ID != first.ID+1 {
 			t.Errorf("resumed by %s at %+v", name, e)
@@ -100,7 +100,7 @@ func TestWatch(t *testing.T) {
 	}
 
 	// More events than one read of the log takes, and a filter.
-	one := follow(t, url+"?machine=w-1&after=0")
+	one := r.follow(t, url+"?machine=w-1&after=0")
 	for i := range 600 {
 		r.logEvent("cp-1", fmt.Sprint(i))
 	}
@@ -118,14 +118,14 @@ func TestWatch(t *testing.T) {
 func TestWatchersAreBounded(t *testing.T) {
 	r := seed(t, Config{MaxWatchers: 1})
 	url := r.serve(t) + "/api/v1/events/watch"
-	first := follow(t, url)
-	if second := follow(t, url); second.resp.StatusCode != http.StatusServiceUnavailable {
+	first := r.follow(t, url)
+	if second := r.follow(t, url); second.resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("a second follower got %d", second.resp.StatusCode)
 	}
 	first.cancel()
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		again := follow(t, url)
+		again := r.follow(t, url)
 		if again.resp.StatusCode == http.StatusOK {
 			break
 		}

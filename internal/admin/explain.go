@@ -30,7 +30,7 @@ type CapturedPacket struct {
 }
 
 func (s *Server) explainRoutes(doc huma.API) {
-	register(s, doc, huma.Operation{OperationID: "explain", Method: http.MethodPost, Path: "/explain", Tags: []string{"machines"},
+	register(s, doc, needs{read, rackWide, looks}, huma.Operation{OperationID: "explain", Method: http.MethodPost, Path: "/explain", Tags: []string{"machines"},
 		Summary:     "Say which answer a DHCPv6 packet would get, and why",
 		Description: "Which machine it is of and by what evidence, which subnet, which answer. It is decided by the code that answers, and nothing is changed."},
 		func(ctx context.Context, in *struct{ Body api.Packet }) (*struct{ Body api.Explanation }, error) {

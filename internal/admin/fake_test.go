@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/inventory/storetest"
 )
@@ -217,6 +219,8 @@ type rig struct {
 	talos  *fakeTalos
 	blobs  *fakeBlobs
 	logs   *syncBuffer
+	trail  *audit.Log
+	client *http.Client // of serve
 }
 
 type syncBuffer struct {
@@ -290,6 +294,14 @@ func newRig(t testing.TB, cfg Config) *rig {
 	r.keeper, err = inventory.NewKeeper(t.Context(), r.store, inventory.KeeperConfig{Subnets: []inventory.Subnet{subnet}})
 	if err != nil {
 		t.Fatal(err)
+	}
+	r.trail, err = audit.Open(t.TempDir(), audit.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.trail.Close() })
+	if cfg.Trail == nil {
+		cfg.Trail = r.trail
 	}
 	cfg.Version = cmp.Or(cfg.Version, "v0.0.0-test")
 	if cfg.Running == nil {

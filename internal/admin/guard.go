@@ -11,16 +11,15 @@ import (
 	"strings"
 	"time"
 
-	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5/middleware"
 	"github.com/rs/zerolog"
 )
 
-// guard keeps web pages of others out. The API has no login, so a page in the
-// operator's browser must not reach it: it may not write (a form on another
-// site, caught by Origin and Sec-Fetch-Site), nor read by giving its own name
-// our address (DNS rebinding, caught by Host). It also sets what every answer
-// carries.
+// guard keeps web pages of others out. A browser may log in by itself, with a
+// client certificate, so a page in it must not reach the API: it may not write (a
+// form on another site, caught by Origin and Sec-Fetch-Site), nor read by giving
+// its own name our address (DNS rebinding, caught by Host). It also sets what every
+// answer carries.
 func (s *Server) guard(next http.Handler) http.Handler {
 	sameOrigin := http.NewCrossOriginProtection()
 	sameOrigin.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -35,6 +34,13 @@ func (s *Server) guard(next http.Handler) http.Handler {
 			writeProblem(w, http.StatusMisdirectedRequest, "this is not "+r.Host+": use an address or localhost, or add the name to the settings")
 			return
 		}
+		if len(r.TransferEncoding) > 0 {
+			// Of a request with a length and chunks, a proxy before us may have believed the
+			// length (request smuggling, RFC 9112 section 11.2). No client of ours sends chunks.
+			h.Set("Connection", "close")
+			writeProblem(w, http.StatusLengthRequired, "send the body with its Content-Length, not in chunks")
+			return
+		}
 		if r.Body != nil && r.Body != http.NoBody {
 			// A copy: net/http looks at its own whether the client still waits to
 			// be told that it may send (RFC 9110 section 10.1.1).
@@ -44,31 +50,6 @@ func (s *Server) guard(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
-}
-
-// readOnly is what a read-only server says to the rest.
-const readOnly = "this address only reads and tells no secrets, since everybody on the host can call it: use the unix socket of provisiond, as root"
-
-// reading refuses what is not a read on a read-only server.
-func (s *Server) reading(next http.Handler) http.Handler {
-	if !s.cfg.ReadOnly {
-		return next
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			writeProblem(w, http.StatusForbidden, readOnly)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-// tell refuses an answer that carries a secret on a read-only server.
-func (s *Server) tell() error {
-	if s.cfg.ReadOnly {
-		return huma.Error403Forbidden(readOnly)
-	}
-	return nil
 }
 
 // patientBody reads a request body for as long as bytes keep coming.
@@ -128,7 +109,8 @@ func (s *Server) logged(next http.Handler) http.Handler {
 				}
 			}
 			// The path names machines and hashes, never a token or a secret.
-			s.log.WithLevel(level).Str("method", r.Method).Str("path", r.URL.Path).Int("status", ww.Status()).Int("bytes", ww.BytesWritten()).
+			c := callOf(r.Context())
+			s.log.WithLevel(level).Str("request", c.id).Str("who", c.entry().Who).Str("method", r.Method).Str("path", r.URL.Path).Int("status", ww.Status()).Int("bytes", ww.BytesWritten()).
 				Dur("took", time.Since(start)).Bool("aborted", aborted).Msg("operator request")
 			if aborted {
 				panic(http.ErrAbortHandler) // an answer that is not whole must not look whole

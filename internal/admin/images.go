@@ -20,15 +20,15 @@ type imageAnswer struct{ Body api.Image }
 
 func (s *Server) imageRoutes(doc huma.API) {
 	tags := []string{"images"}
-	register(s, doc, huma.Operation{OperationID: "list-images", Method: http.MethodGet, Path: "/images", Tags: tags, Summary: "List boot images"}, s.listImages)
-	register(s, doc, huma.Operation{OperationID: "get-image", Method: http.MethodGet, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
+	register(s, doc, needs{read, everybody, looks}, huma.Operation{OperationID: "list-images", Method: http.MethodGet, Path: "/images", Tags: tags, Summary: "List boot images"}, s.listImages)
+	register(s, doc, needs{read, everybody, looks}, huma.Operation{OperationID: "get-image", Method: http.MethodGet, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
 		Summary: "Show a boot image"}, s.getImage, http.StatusNotFound)
-	register(s, doc, huma.Operation{OperationID: "put-image", Method: http.MethodPut, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
+	register(s, doc, needs{operate, rackWide, changes}, huma.Operation{OperationID: "put-image", Method: http.MethodPut, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
 		Summary: "Add or replace a boot image", Description: "Its kernel and initramfs must have been uploaded. An image that is there with other content is replaced only if replace is true."},
 		s.putImage, http.StatusConflict, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "delete-image", Method: http.MethodDelete, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
+	register(s, doc, needs{operate, rackWide, changes}, huma.Operation{OperationID: "delete-image", Method: http.MethodDelete, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
 		Summary: "Remove a boot image"}, s.deleteImage, http.StatusNotFound, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "put-blob", Method: http.MethodPut, Path: "/images/blobs/{sha256}", Tags: tags,
+	register(s, doc, needs{operate, rackWide, changes}, huma.Operation{OperationID: "put-blob", Method: http.MethodPut, Path: "/images/blobs/{sha256}", Tags: tags,
 		Summary:     "Upload a boot file",
 		Description: fmt.Sprintf("The raw bytes, at most %d. Refused unless they have the hash of the path.", s.cfg.MaxBlob),
 		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{

@@ -29,7 +29,7 @@ func (s *Server) logRoutes(doc huma.API) {
 					Description: "Messages of id and data, where data is a LogLine as JSON; comments keep the connection alive"}},
 			},
 		}}}
-	register(s, doc, op, s.machineLogs, http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
+	register(s, doc, needs{read, scoped, looks}, op, s.machineLogs, http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
 }
 
 type logsInput struct {
@@ -94,7 +94,7 @@ func (s *Server) followLogs(ctx context.Context, machine string, first func() ([
 		}()
 		_, w := humachi.Unwrap(hctx)
 		read, last := first, uint64(0)
-		err := pump(ctx, w, wake, func() (buf []byte, more bool, err error) {
+		err := s.pump(ctx, w, wake, func() (buf []byte, more bool, err error) {
 			lines, err := read()
 			for i := range lines {
 				last = lines[i].ID

@@ -139,9 +139,9 @@ func TestFollowLogs(t *testing.T) {
 		f    *follower
 		want string
 	}{
-		{follow(t, url+"&limit=2"), "4 line 4, 5 line 5"},
-		{follow(t, url+"&limit=2&after=1"), "2 line 2, 3 line 3, 4 line 4, 5 line 5"},
-		{follow(t, url+"&after=1", "Last-Event-ID", "3"), "4 line 4, 5 line 5"},
+		{r.follow(t, url+"&limit=2"), "4 line 4, 5 line 5"},
+		{r.follow(t, url+"&limit=2&after=1"), "2 line 2, 3 line 3, 4 line 4, 5 line 5"},
+		{r.follow(t, url+"&after=1", "Last-Event-ID", "3"), "4 line 4, 5 line 5"},
 	} {
 		if ct := tt.f.resp.Header.Get("Content-Type"); ct != "text/event-stream" {
 			t.Fatalf("Content-Type %s", ct)
@@ -163,7 +163,7 @@ func TestFollowLogs(t *testing.T) {
 			t.Errorf("then %+v", l)
 		}
 	}
-	if full := follow(t, url); full.resp.StatusCode != http.StatusServiceUnavailable {
+	if full := r.follow(t, url); full.resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("one follower too many got %d", full.resp.StatusCode)
 	}
 }
@@ -172,7 +172,7 @@ func TestFollowLogs(t *testing.T) {
 func TestFollowLogsOfARemovedMachine(t *testing.T) {
 	logs := &fakeLogs{}
 	r := seed(t, Config{Logs: logs})
-	f := follow(t, r.serve(t)+"/api/v1/machines/cp-1/logs?follow=true")
+	f := r.follow(t, r.serve(t)+"/api/v1/machines/cp-1/logs?follow=true")
 	logs.add("cp-1", "last words")
 	if l, _ := f.nextLine(); l.Text != "last words" {
 		t.Errorf("%+v", l)

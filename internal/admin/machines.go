@@ -32,26 +32,26 @@ type createdMachine struct {
 
 func (s *Server) machineRoutes(doc huma.API) {
 	tags := []string{"machines"}
-	register(s, doc, huma.Operation{OperationID: "list-machines", Method: http.MethodGet, Path: "/machines", Tags: tags,
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "list-machines", Method: http.MethodGet, Path: "/machines", Tags: tags,
 		Summary: "List machines", Description: "Ordered by name."}, s.listMachines)
-	register(s, doc, huma.Operation{OperationID: "create-machine", Method: http.MethodPost, Path: "/machines", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "create-machine", Method: http.MethodPost, Path: "/machines", Tags: tags,
 		Summary: "Register a machine", Description: "Orders its first install.", DefaultStatus: http.StatusCreated},
 		s.createMachine, http.StatusConflict, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "get-machine", Method: http.MethodGet, Path: "/machines/{machine}", Tags: tags,
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "get-machine", Method: http.MethodGet, Path: "/machines/{machine}", Tags: tags,
 		Summary: "Show a machine"}, s.getMachine, http.StatusNotFound)
-	register(s, doc, huma.Operation{OperationID: "put-machine", Method: http.MethodPut, Path: "/machines/{machine}", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "put-machine", Method: http.MethodPut, Path: "/machines/{machine}", Tags: tags,
 		Summary:     "Register or replace a machine",
 		Description: "What is left out becomes empty, but for the address, which is kept. If-Match: * never registers. " + forced},
 		s.putMachine, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "patch-machine", Method: http.MethodPatch, Path: "/machines/{machine}", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "patch-machine", Method: http.MethodPatch, Path: "/machines/{machine}", Tags: tags,
 		Summary: "Change fields of a machine", Description: "A JSON merge patch (RFC 7396): null removes a field, a list is replaced whole. " + forced},
 		s.patchMachine, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "delete-machine", Method: http.MethodDelete, Path: "/machines/{machine}", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "delete-machine", Method: http.MethodDelete, Path: "/machines/{machine}", Tags: tags,
 		Summary: "Forget a machine", Description: "The machine itself is not touched; seen again, it is a discovered one. One that has its config is forgotten only if force is true; a control plane leaves etcd first, which is refused with the numbers where etcd's quorum would go."},
 		s.deleteMachine, http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "list-boots", Method: http.MethodGet, Path: "/machines/{machine}/boots", Tags: tags,
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "list-boots", Method: http.MethodGet, Path: "/machines/{machine}/boots", Tags: tags,
 		Summary: "List the last boots of a machine", Description: "Newest first, each with the time of its steps."}, s.listBoots, http.StatusNotFound)
-	register(s, doc, huma.Operation{OperationID: "list-discovered", Method: http.MethodGet, Path: "/discovered", Tags: tags,
+	register(s, doc, needs{read, rackWide, looks}, huma.Operation{OperationID: "list-discovered", Method: http.MethodGet, Path: "/discovered", Tags: tags,
 		Summary: "List NICs that belong to no machine", Description: "The one seen last first."}, s.listDiscovered)
 }
 
@@ -161,6 +161,7 @@ func (s *Server) createMachine(ctx context.Context, in *struct{ Body api.Machine
 	if err != nil {
 		return nil, err
 	}
+	callOf(ctx).target = "machine/" + m.Name
 	out, err := s.storeMachine(ctx, m, 0)
 	if err != nil {
 		return nil, err
@@ -171,6 +172,9 @@ func (s *Server) createMachine(ctx context.Context, in *struct{ Body api.Machine
 // storeMachine checks that the machine gets a config Talos takes, writes it and
 // answers it.
 func (s *Server) storeMachine(ctx context.Context, m *inventory.Machine, rev uint64) (*machineAnswer, error) {
+	if err := placed(ctx, m.Cluster); err != nil {
+		return nil, err
+	}
 	if m.Cluster != "" {
 		c, _, err := s.inv.Cluster(ctx, m.Cluster)
 		if errors.Is(err, inventory.ErrNotFound) {
@@ -341,7 +345,7 @@ func (s *Server) deleteMachine(ctx context.Context, in *struct {
 	if err := in.allow(v, nil); err != nil {
 		return nil, err
 	}
-	destroy, err := destroys(in.DestroyCluster, "query.destroyCluster", v.Facts.Holds.Cluster)
+	destroy, err := destroys(ctx, in.DestroyCluster, "query.destroyCluster", v.Facts.Holds.Cluster)
 	if err != nil {
 		return nil, err
 	}

@@ -2,11 +2,13 @@ package admin
 
 import (
 	"context"
+	"crypto/x509/pkix"
 	"io"
 	"net/netip"
 	"time"
 
 	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
@@ -20,6 +22,7 @@ type Inventory interface {
 	Events
 	Discovered
 	Archive
+	Tokens
 }
 
 // Machines are the registered machines.
@@ -117,6 +120,41 @@ type Discovered interface {
 // Archive writes a consistent copy of everything, secrets included.
 type Archive interface {
 	Backup(ctx context.Context, w io.Writer) error
+}
+
+// Tokens let operators call the API over TLS.
+type Tokens interface {
+	// CreateToken stores a token under a new name, or ErrExists, and returns its text,
+	// which is not to be had again.
+	CreateToken(ctx context.Context, t inventory.Token) (*inventory.Token, string, error)
+	// Tokens lists all, by name.
+	Tokens(ctx context.Context) ([]inventory.Token, error)
+	// RevokeToken removes one, or ErrNotFound. From its return on it is good for nothing.
+	RevokeToken(ctx context.Context, name string) error
+	// Authenticate returns the token of a text, or ErrToken.
+	Authenticate(ctx context.Context, text string, now time.Time) (*inventory.Token, error)
+	// TokenStands reports whether a token that was good is so still.
+	TokenStands(ctx context.Context, t *inventory.Token, now time.Time) bool
+}
+
+// Trail keeps who did what; audit.Log is one.
+type Trail interface {
+	// Ready returns an error while nothing can be written.
+	Ready(ctx context.Context) error
+	// Append returns when the entry is on disk.
+	Append(ctx context.Context, e audit.Entry) error
+	// Note keeps nobody waiting.
+	Note(e audit.Entry)
+	// Read calls f with each line after a number, oldest first, until it returns false.
+	Read(ctx context.Context, after uint64, f func(line []byte, e audit.Entry) (more bool)) error
+}
+
+// CA signs client certificates; ca.CA is one.
+type CA interface {
+	// PEM is its own certificate.
+	PEM() []byte
+	// IssueClient returns a certificate and its key as PEM.
+	IssueClient(subject pkix.Name, life time.Duration) ([]byte, error)
 }
 
 // Talos makes and checks what only Talos understands. An implementation records

@@ -16,7 +16,7 @@ import (
 
 func (s *Server) rackRoutes(doc huma.API) {
 	tags := []string{"rack"}
-	register(s, doc, huma.Operation{OperationID: "apply", Method: http.MethodPost, Path: "/apply", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "apply", Method: http.MethodPost, Path: "/apply", Tags: tags,
 		Summary: "Make clusters and machines be as declared",
 		Description: "Creates and updates what differs and never deletes. Everything is checked before anything is written, and " +
 			"every error names its place, such as machines[3].address. A cluster that does not exist is an error on its name, " +
@@ -28,16 +28,16 @@ func (s *Server) rackRoutes(doc huma.API) {
 			}
 			return &struct{ Body api.Applied }{*result}, nil
 		}, http.StatusConflict, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "export", Method: http.MethodGet, Path: "/export", Tags: tags,
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "export", Method: http.MethodGet, Path: "/export", Tags: tags,
 		Summary: "All clusters and machines, as apply takes them", Description: "Without the secrets of the clusters: for those take a backup."}, s.export)
-	register(s, doc, huma.Operation{OperationID: "backup", Method: http.MethodGet, Path: "/backup", Tags: tags,
+	register(s, doc, needs{admin, rackWide, tells}, huma.Operation{OperationID: "backup", Method: http.MethodGet, Path: "/backup", Tags: tags,
 		Summary: "Everything, secrets included, as one consistent file",
 		Responses: map[string]*huma.Response{"200": {Description: "The database", Content: map[string]*huma.MediaType{
 			"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}},
-		}}}}, s.backup, http.StatusForbidden, http.StatusUnprocessableEntity)
-	register(s, doc, huma.Operation{OperationID: "status", Method: http.MethodGet, Path: "/status", Tags: tags,
+		}}}}, s.backup, http.StatusUnprocessableEntity)
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "status", Method: http.MethodGet, Path: "/status", Tags: tags,
 		Summary: "The rack at a glance"}, s.status)
-	register(s, doc, huma.Operation{OperationID: "version", Method: http.MethodGet, Path: "/version", Tags: tags,
+	register(s, doc, needs{read, everybody, looks}, huma.Operation{OperationID: "version", Method: http.MethodGet, Path: "/version", Tags: tags,
 		Summary: "What answers"}, func(context.Context, *struct{}) (*struct{ Body api.Version }, error) {
 		return &struct{ Body api.Version }{api.Version{Version: s.cfg.Version, Go: runtime.Version(), API: "v1"}}, nil
 	})
@@ -62,9 +62,6 @@ func (s *Server) export(ctx context.Context, _ *struct{}) (*struct{ Body api.Rac
 // backup streams. An error after the first byte breaks the connection off, so
 // that nobody takes a part for the whole.
 func (s *Server) backup(ctx context.Context, _ *struct{}) (*huma.StreamResponse, error) {
-	if err := s.tell(); err != nil {
-		return nil, err
-	}
 	return &huma.StreamResponse{Body: func(hctx huma.Context) {
 		_, w := humachi.Unwrap(hctx)
 		w.Header().Set("Content-Type", "application/octet-stream")
@@ -113,7 +110,7 @@ func (s *Server) status(ctx context.Context, _ *struct{}) (*struct{ Body api.Sta
 		Version: s.cfg.Version, Discovered: len(strangers), Images: len(images),
 		Phases: map[string]int{}, Clusters: []api.ClusterStatus{}, Attention: []api.Attention{},
 	}
-	if s.cfg.DHCPv6 != nil {
+	if s.cfg.DHCPv6 != nil && !foreign(ctx, "") {
 		st.Dropped = s.cfg.DHCPv6.Dropped()
 		maps.DeleteFunc(st.Dropped, func(_ string, n uint64) bool { return n == 0 })
 	}

@@ -15,15 +15,15 @@ import (
 
 func (s *Server) reimageRoutes(doc huma.API) {
 	tags := []string{"lifecycle"}
-	register(s, doc, huma.Operation{OperationID: "reimage-machine", Method: http.MethodPost, Path: "/machines/{machine}/reimage", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "reimage-machine", Method: http.MethodPost, Path: "/machines/{machine}/reimage", Tags: tags,
 		Summary: "Wipe a machine and install it anew", DefaultStatus: http.StatusAccepted,
 		Description: "Through its Talos API when that answers; else, if only the system disk is to be wiped and it has a cluster, when it next boots from the network. Then it installs what the inventory says by then. " +
 			"Ordered twice, it happens once. A control plane leaves etcd first; the answer is 409 with the numbers when that would take etcd's quorum."},
 		s.reimageMachine, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "cancel-reimage", Method: http.MethodDelete, Path: "/machines/{machine}/reimage", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "cancel-reimage", Method: http.MethodDelete, Path: "/machines/{machine}/reimage", Tags: tags,
 		Summary: "Cancel a reimage", Description: "Until the wipe was asked for, or the machine was taken out of etcd: from then on its disk may be blank or is no good, and the answer is 409."},
 		s.cancelReimage, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "reset-cluster", Method: http.MethodPost, Path: "/clusters/{cluster}/reset", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "reset-cluster", Method: http.MethodPost, Path: "/clusters/{cluster}/reset", Tags: tags,
 		Summary: "Give a cluster up and begin its next life", DefaultStatus: http.StatusAccepted,
 		Description: "It gets new secrets, and every machine that has its config is reimaged. It is bootstrapped again once each control plane of the old life was wiped or is declared dead. " +
 			"Everything in the cluster is lost."},
@@ -31,7 +31,10 @@ func (s *Server) reimageRoutes(doc huma.API) {
 }
 
 // destroys checks the typed word that a cluster may be lost.
-func destroys(word, field, cluster string) (bool, error) {
+func destroys(ctx context.Context, word, field, cluster string) (bool, error) {
+	if word != "" && foreign(ctx, cluster) {
+		return false, limits(ctx, "the loss of another cluster, which its disk is of,")
+	}
 	if word != "" && word != cluster {
 		return false, badField(field, "the name of the cluster that may be lost, or nothing", "it is of cluster %q, not of %q", cluster, word)
 	}
@@ -46,7 +49,7 @@ func (s *Server) reimageMachine(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	destroy, err := destroys(in.Body.DestroyCluster, "destroyCluster", v.Facts.Holds.Cluster)
+	destroy, err := destroys(ctx, in.Body.DestroyCluster, "destroyCluster", v.Facts.Holds.Cluster)
 	if err != nil {
 		return nil, err
 	}

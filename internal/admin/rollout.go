@@ -16,14 +16,14 @@ type rolloutAnswer struct{ Body api.Rollout }
 
 func (s *Server) rolloutRoutes(doc huma.API) {
 	tags := []string{"lifecycle"}
-	register(s, doc, huma.Operation{OperationID: "start-rollout", Method: http.MethodPost, Path: "/clusters/{cluster}/rollout", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "start-rollout", Method: http.MethodPost, Path: "/clusters/{cluster}/rollout", Tags: tags,
 		Summary: "Give all machines of a cluster the configs that they should have", DefaultStatus: http.StatusAccepted,
 		Description: "One machine after the other, control planes first, each only while etcd of the others has quorum (the only control plane of a cluster is taken all the same, and mode staged without upgrade does not ask) and the control planes before it are ready again. " +
 			"With upgrade, a machine that runs another Talos than it would netboot installs that first. It ends by itself at the first failure. The answer is 409 while another goes on, or while the cluster is not bootstrapped."},
 		s.startRollout, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
-	register(s, doc, huma.Operation{OperationID: "get-rollout", Method: http.MethodGet, Path: "/clusters/{cluster}/rollout", Tags: tags,
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "get-rollout", Method: http.MethodGet, Path: "/clusters/{cluster}/rollout", Tags: tags,
 		Summary: "Show the newest rollout over a cluster"}, s.getRollout, http.StatusNotFound)
-	register(s, doc, huma.Operation{OperationID: "stop-rollout", Method: http.MethodDelete, Path: "/clusters/{cluster}/rollout", Tags: tags,
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "stop-rollout", Method: http.MethodDelete, Path: "/clusters/{cluster}/rollout", Tags: tags,
 		Summary: "Stop the rollout over a cluster", Description: "No further machine is asked; what one was asked already is not taken back. One that has ended stays as it is."},
 		s.stopRollout, http.StatusNotFound, http.StatusInsufficientStorage)
 }

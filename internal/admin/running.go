@@ -12,7 +12,7 @@ import (
 )
 
 func (s *Server) runningRoutes(doc huma.API) {
-	register(s, doc, huma.Operation{OperationID: "apply-machine-config", Method: http.MethodPost, Path: "/machines/{machine}/apply", Tags: []string{"lifecycle"},
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "apply-machine-config", Method: http.MethodPost, Path: "/machines/{machine}/apply", Tags: []string{"lifecycle"},
 		Summary: "Give a running machine the config that it would get now",
 		Description: "Through its Talos API, once. The answer is 409 when the machine does not answer, is of another life of its cluster, or does not take the config, with its words. " +
 			"A control plane may reboot: see the rollout of a cluster."},

@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,8 +18,13 @@ import (
 // DefaultServer is where provisiond listens unless it is told otherwise.
 const DefaultServer = "unix:///run/provisiond/provisiond.sock"
 
-// ServerVariable is the environment variable that --server defaults to.
-const ServerVariable = "PROVISIOND_SERVER"
+// The environment variables that flags default to.
+const (
+	ServerVariable      = "PROVISIOND_SERVER"      // --server
+	TokenVariable       = "PROVISIOND_TOKEN"       // --token
+	CAVariable          = "PROVISIOND_CA"          // --ca
+	CertificateVariable = "PROVISIOND_CERTIFICATE" // --certificate
+)
 
 // Exit codes.
 const (
@@ -31,6 +37,9 @@ const (
 type app struct {
 	version string
 	server  string // --server
+	token   string // --token: itself, or @ and the file it is in
+	ca      string // --ca: the file of the CA to trust; empty: those that the host trusts
+	cert    string // --certificate: the file of a client certificate and its key
 }
 
 // New returns the root command, provisiond, with the operator's commands and
@@ -39,15 +48,17 @@ func New(version string, serve ...*cobra.Command) *cobra.Command {
 	a := &app{version: version}
 	root := Group("provisiond", "Boots bare metal over IPv6 into a Talos Kubernetes cluster")
 	root.SilenceErrors, root.SilenceUsage = true, true
-	server := os.Getenv(ServerVariable)
-	if server == "" {
-		server = DefaultServer
-	}
-	root.PersistentFlags().StringVar(&a.server, "server", server, "where provisiond listens: unix:///path or http://[::1]:port; $"+ServerVariable)
+	global := root.PersistentFlags()
+	global.StringVar(&a.server, "server", cmp.Or(os.Getenv(ServerVariable), DefaultServer), "where provisiond listens: unix:///path or https://host:port; $"+ServerVariable)
+	// What is no default of a flag is in no help text either.
+	global.StringVar(&a.token, "token", "", "token to log in with over https, or @FILE; $"+TokenVariable+", which no list of processes shows")
+	global.StringVar(&a.ca, "ca", os.Getenv(CAVariable), "file of the CA to trust over https, as provisiond ca prints it; $"+CAVariable)
+	global.StringVar(&a.cert, "certificate", os.Getenv(CertificateVariable), "file of a client certificate and its key, to log in with over https; $"+CertificateVariable)
 	root.AddCommand(serve...)
 	for _, cmd := range []*cobra.Command{
 		a.machineCommand(), a.clusterCommand(), a.imageCommand(),
-		a.applyCommand(), a.exportCommand(), a.statusCommand(), a.eventsCommand(), a.discoveredCommand(), a.explainCommand(), a.backupCommand(), a.versionCommand(),
+		a.applyCommand(), a.exportCommand(), a.statusCommand(), a.eventsCommand(), a.discoveredCommand(), a.explainCommand(), a.backupCommand(),
+		a.tokenCommand(), a.certificateCommand(), a.caCommand(), a.auditCommand(), a.versionCommand(),
 	} {
 		a.complete(cmd)
 		root.AddCommand(cmd)
@@ -140,10 +151,15 @@ func (a *app) versionCommand() *cobra.Command {
 				return err
 			}
 			line := "not reachable"
-			if v, err := a.serverVersion(cmd.Context()); err == nil {
+			v, err := a.serverVersion(cmd.Context())
+			var refused *problem
+			switch {
+			case err == nil:
 				line = fmt.Sprintf("%s (%s)", v.Version, v.Go)
+			case errors.As(err, &refused):
+				line = "does not say: " + refused.Title
 			}
-			_, err := fmt.Fprintf(out, "server  %s\n", clean(line))
+			_, err = fmt.Fprintf(out, "server  %s\n", clean(line))
 			return err
 		},
 	}

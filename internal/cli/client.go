@@ -2,7 +2,10 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -20,6 +24,7 @@ import (
 type client struct {
 	server string // as the operator wrote it
 	base   string // http://host
+	token  string // to log in with; empty: something else does
 	http   *http.Client
 }
 
@@ -28,13 +33,16 @@ type client struct {
 const callTimeout = 2 * time.Minute
 
 func (a *app) client() (*client, error) {
+	noAddress := usagef("--server %q is no address: write unix:///path or https://host:port", a.server)
 	u, err := url.Parse(a.server)
 	if err != nil {
-		return nil, usagef("--server %q is no address: write unix:///path or http://[::1]:port", a.server)
+		return nil, noAddress
 	}
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
 	transport := &http.Transport{DialContext: dialer.DialContext, ResponseHeaderTimeout: 10 * time.Minute, ExpectContinueTimeout: 5 * time.Second}
-	c := &client{server: a.server, http: &http.Client{Transport: transport}}
+	c := &client{server: a.server, http: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return http.ErrUseLastResponse // provisiond redirects nobody, and a login goes nowhere else
+	}}}
 	switch {
 	case u.Scheme == "unix" && u.Host == "" && strings.HasPrefix(u.Path, "/"):
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -43,10 +51,59 @@ func (a *app) client() (*client, error) {
 		c.base = "http://provisiond"
 	case (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && strings.Trim(u.Path, "/") == "":
 		c.base = u.Scheme + "://" + u.Host
+		if c.token, err = a.login(); err != nil {
+			return nil, err
+		}
+		if u.Scheme == "http" && (c.token != "" || a.cert != "") {
+			return nil, usagef("--server %q would show the login to the network: write https://", a.server)
+		}
+		if transport.TLSClientConfig, err = a.trust(); err != nil {
+			return nil, err
+		}
 	default:
-		return nil, usagef("--server %q is no address: write unix:///path or http://[::1]:port", a.server)
+		return nil, noAddress
 	}
 	return c, nil
+}
+
+// login is the token to log in with; empty: none is given.
+func (a *app) login() (string, error) {
+	token := cmp.Or(a.token, os.Getenv(TokenVariable))
+	if file, ok := strings.CutPrefix(token, "@"); ok {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return "", fmt.Errorf("reading the token: %w", err)
+		}
+		token = string(text)
+	}
+	token = strings.TrimSpace(token)
+	if strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", usagef("--token is not a token: write pvd_…, or @ and the file that it is in")
+	}
+	return token, nil
+}
+
+// trust is whom to believe over TLS, and how to log in there with a certificate.
+func (a *app) trust() (*tls.Config, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13}
+	if a.ca != "" {
+		text, err := os.ReadFile(a.ca)
+		if err != nil {
+			return nil, fmt.Errorf("reading the CA: %w", err)
+		}
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("%s holds no certificate: provisiond ca prints one", a.ca)
+		}
+	}
+	if a.cert != "" {
+		pair, err := tls.LoadX509KeyPair(a.cert, a.cert)
+		if err != nil {
+			return nil, fmt.Errorf("reading the client certificate: %w", err)
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
+	return cfg, nil
 }
 
 func (a *app) serverVersion(ctx context.Context) (v api.Version, err error) {
@@ -141,12 +198,19 @@ func (c *client) send(ctx context.Context, method, path string, query url.Values
 	if len(query) > 0 {
 		target += "?" + query.Encode()
 	}
+	return c.sendTo(ctx, method, target, body, length, header)
+}
+
+func (c *client) sendTo(ctx context.Context, method, target string, body io.Reader, length int64, header http.Header) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, target, body)
 	if err != nil {
 		return nil, err
 	}
 	for k, v := range header {
 		req.Header[k] = v
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	switch {
 	case length >= 0:
@@ -182,6 +246,10 @@ func (c *client) unreachable(ctx context.Context, err error) error {
 	var op *net.OpError
 	if ctx.Err() == nil && errors.As(err, &op) && op.Op == "dial" {
 		return fmt.Errorf("cannot reach provisiond at %s: %w; is it running? (--server or $%s names another)", c.server, op.Err, ServerVariable)
+	}
+	var unknown x509.UnknownAuthorityError
+	if errors.As(err, &unknown) {
+		return fmt.Errorf("provisiond at %s shows a certificate of a CA that is not trusted here: on its host, provisiond ca prints it; give it as --ca FILE or $%s", c.server, CAVariable)
 	}
 	var u *url.Error
 	if errors.As(err, &u) {

@@ -32,6 +32,7 @@ func (a *app) complete(cmd *cobra.Command) {
 	clusters := names(a, "clusters", all, func(c api.Cluster) string { return c.Name })
 	arguments := map[string]cobra.CompletionFunc{
 		"MACHINE": machines, "CLUSTER": clusters,
+		"TOKEN":                  names(a, "tokens", nil, func(t api.Token) string { return t.Name }),
 		"VERSION/SCHEMATIC/ARCH": names(a, "images", nil, func(i api.Image) string { return i.ID }),
 	}
 	flags := map[string]cobra.CompletionFunc{
@@ -55,6 +56,9 @@ func (a *app) complete(cmd *cobra.Command) {
 	}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		if values, ok := flags[f.Name]; ok {
+			if f.Name == "role" && f.Annotations[accessRole] != nil {
+				values = fixed("read", "operate", "admin")
+			}
 			_ = cmd.RegisterFlagCompletionFunc(f.Name, values) // fails only for a flag that is not there or has one
 		}
 	})

@@ -36,8 +36,14 @@ type rawConfig struct {
 		KernelLog *uint16 `yaml:"kernelLog"`
 	} `yaml:"ports"`
 	API struct {
-		Socket *string `yaml:"socket"`
-		Listen *string `yaml:"listen"`
+		Socket *string  `yaml:"socket"`
+		Listen *string  `yaml:"listen"`
+		Names  []string `yaml:"names"`
+		TLS    struct {
+			Certificate string `yaml:"certificate"`
+			Key         string `yaml:"key"`
+			ClientCA    string `yaml:"clientCA"`
+		} `yaml:"tls"`
 	} `yaml:"api"`
 	Loaders              map[string]string `yaml:"loaders"`
 	Boot                 map[string]string `yaml:"boot"`
@@ -113,6 +119,11 @@ type Config struct {
 	// invalid for none.
 	Socket string
 	Listen netip.AddrPort
+	// Names are those that Listen is called by, beside addresses and the host's own.
+	Names []string
+	// Certificate and CertificateKey are the files of what Listen shows; empty: our own CA makes it.
+	// ClientCA is that of the CA of client certificates; empty: our own.
+	Certificate, CertificateKey, ClientCA string
 	// Loaders maps "ARCH/FILE.efi" to a file. Boot names, by architecture, the
 	// one that firmware is sent to.
 	Loaders map[string]string
@@ -180,8 +191,10 @@ func ParseConfig(text []byte) (*Config, error) {
 		KernelLogPort: orPort(raw.Ports.KernelLog, portKernelLog),
 		Socket:        "/run/provisiond/provisiond.sock",
 		Listen:        netip.AddrPortFrom(netip.IPv6Loopback(), 8440),
-		Loaders:       raw.Loaders,
-		TalosProxy:    raw.Talos.Proxy, KernelLog: raw.Talos.KernelLog,
+		Names:         raw.API.Names,
+		Certificate:   raw.API.TLS.Certificate, CertificateKey: raw.API.TLS.Key, ClientCA: raw.API.TLS.ClientCA,
+		Loaders:    raw.Loaders,
+		TalosProxy: raw.Talos.Proxy, KernelLog: raw.Talos.KernelLog,
 		LogLevel: orString(raw.Log.Level, "info"), LogJSON: raw.Log.Format != "console",
 	}
 	var err error
@@ -259,8 +272,8 @@ func (c *Config) validate(format string, wantsAdvertisements bool) error {
 			return err
 		}
 	}
-	if l := c.Listen; l.IsValid() && !l.Addr().IsLoopback() {
-		return bad("api.listen", "a loopback address such as [::1]:8440; reach it from elsewhere through SSH", "%s is open to the network and the API asks for no password yet", l)
+	if err := c.checkAPI(); err != nil {
+		return err
 	}
 	if c.Socket == "" && !c.Listen.IsValid() {
 		return bad("api", "set socket or listen", "the API listens nowhere")
@@ -283,6 +296,37 @@ func (c *Config) validate(format string, wantsAdvertisements bool) error {
 	case "", "json", "console":
 	default:
 		return bad("log.format", "json or console", "%q is not a format", format)
+	}
+	return nil
+}
+
+// checkAPI keeps the operator's API off the rack's network, where machines are that
+// nobody vouches for.
+func (c *Config) checkAPI() error {
+	refuse := func(format string, args ...any) error {
+		return &inventory.FieldError{Field: "api.listen", Problem: c.Listen.String() + fmt.Sprintf(format, args...),
+			Fix: "an address of this host on another network, or [::1]:8440, which SSH reaches from elsewhere"}
+	}
+	if a := c.Listen.Addr(); c.Listen.IsValid() && !a.IsLoopback() {
+		switch {
+		case a.IsUnspecified():
+			return refuse(" is every address of this host, that on the rack's network too")
+		case a == c.Address || slices.ContainsFunc(c.Subnets, func(s inventory.Subnet) bool { return s.Prefix.Contains(a.WithZone("")) }) || slices.Contains(c.Interfaces, a.Zone()):
+			return refuse(" is on the rack's network")
+		case a.IsLinkLocalUnicast() && a.Zone() == "":
+			return refuse(" needs its interface, as in [fe80::1%%eth0]:8440")
+		}
+	}
+	if a := c.Listen.Addr(); c.Listen.IsValid() && a.Unmap().Is4() {
+		return &inventory.FieldError{Field: "api.listen", Problem: c.Listen.String() + " is an IPv4 address", Fix: "an IPv6 address such as [::1]:8440"}
+	}
+	for i, name := range c.Names {
+		if !inventory.ValidDomain(name) {
+			return &inventory.FieldError{Field: fmt.Sprintf("api.names[%d]", i), Problem: fmt.Sprintf("%q is not a host name", name), Fix: "a name such as provisiond.example.org, in lower case; addresses need none"}
+		}
+	}
+	if (c.Certificate == "") != (c.CertificateKey == "") {
+		return &inventory.FieldError{Field: "api.tls", Problem: "a certificate and its key go together", Fix: "set both, or neither: our own CA makes one then"}
 	}
 	return nil
 }
@@ -344,8 +388,9 @@ func (c *Config) reserve() {
 	}
 }
 
-// CheckHost compares the config with this host: its interfaces exist, and its
-// loaders are UEFI programs for their architecture. It opens no socket. Each
+// CheckHost compares the config with this host: its interfaces exist, its loaders
+// are UEFI programs for their architecture, its certificates can be read, and its API
+// is off the rack's interfaces. It opens no socket. Each
 // problem is an *inventory.FieldError; all are joined.
 func (c *Config) CheckHost() error {
 	var errs []error
@@ -355,7 +400,8 @@ func (c *Config) CheckHost() error {
 		}
 	}
 	_, err := loaders.New(loaders.Config{Files: c.Loaders})
-	return errors.Join(append(errs, err)...)
+	_, _, files := c.certificates(func(error) {})
+	return errors.Join(append(errs, err, files, c.offRack())...)
 }
 
 // isHostPort reports whether s is HOST:PORT with a name or an address.

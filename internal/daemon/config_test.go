@@ -54,6 +54,11 @@ func TestBadConfig(t *testing.T) {
 	if _, err := ParseConfig([]byte(good)); err != nil {
 		t.Fatal(err)
 	}
+	for _, listen := range []string{"[::1]:8440", "[2001:db8:99::1]:8440", "[fe80::1%eth0]:8440"} {
+		if _, err := ParseConfig([]byte(good + "api: {listen: \"" + listen + "\"}\n")); err != nil {
+			t.Errorf("%s: %v", listen, err)
+		}
+	}
 	for name, tt := range map[string]struct{ text, want string }{
 		"empty":                {"", "empty"},
 		"unknown key":          {good + "adress: x\n", "adress"},
@@ -74,6 +79,15 @@ func TestBadConfig(t *testing.T) {
 		"RA nowhere":           {good + "routerAdvertisements: {enabled: true}\n", "interfaces"},
 		"router lifetime":      {good + "interfaces: [a]\nrouterAdvertisements: {enabled: true, routerLifetime: 3h}\n", "routerLifetime"},
 		"open API":             {good + "api: {listen: \"[::]:8440\"}\n", "api.listen"},
+		"API at the rack's":    {good + "api: {listen: \"[2001:db8::2]:8440\"}\n", "api.listen"},
+		"API on the rack's":    {good + "api: {listen: \"[2001:db8::3]:8440\"}\n", "api.listen"},
+		"API beside the rack":  {good + "interfaces: [eth1]\napi: {listen: \"[fe80::1%eth1]:8440\"}\n", "api.listen"},
+		"API on no interface":  {good + "api: {listen: \"[fe80::1]:8440\"}\n", "api.listen"},
+		"API over IPv4":        {good + "api: {listen: \"127.0.0.1:8440\"}\n", "api.listen"},
+		"API without a port":   {good + "api: {listen: \"[::1]\"}\n", "api.listen"},
+		"API by no name":       {good + "api: {names: [a_b]}\n", "api.names[0]"},
+		"certificate, no key":  {good + "api: {tls: {certificate: /a}}\n", "api.tls"},
+		"key, no certificate":  {good + "api: {tls: {key: /a}}\n", "api.tls"},
 		"no API":               {good + "api: {listen: \"\", socket: \"\"}\n", "api"},
 		"port out of range":    {good + "ports: {http: 70000}\n", "70000"},
 		"log level":            {good + "log: {level: loud}\n", "log.level"},

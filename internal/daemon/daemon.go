@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/provisiond/provisiond/internal/admin"
+	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/boltstore"
 	"github.com/provisiond/provisiond/internal/bootstrap"
 	"github.com/provisiond/provisiond/internal/ca"
@@ -56,6 +57,9 @@ type Daemon struct {
 	parts  []part
 	closes []func() error // in the order of opening; undone in reverse
 	keeper *inventory.Keeper
+	trail  *audit.Log
+
+	version string
 
 	// What Reload changes.
 	reloading sync.Mutex
@@ -87,7 +91,7 @@ type part struct {
 // use, a missing capability, a locked database) is an error here and nothing
 // answers half-ready. It undoes everything when it fails. The caller calls Run.
 func New(ctx context.Context, o Options) (_ *Daemon, err error) {
-	d := &Daemon{log: o.Log}
+	d := &Daemon{log: o.Log, version: o.Version}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -99,12 +103,18 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 		return nil, err
 	}
 
+	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
+		return nil, fmt.Errorf("data: %w (create the folder, or set data to one that is writable)", err)
+	}
 	store := o.Store
 	if store == nil {
 		if store, err = openDatabase(ctx, cfg, boltstore.Options{}, component(o.Log, "database")); err != nil {
 			return nil, err
 		}
 		d.onClose(store.Close)
+	}
+	if err := d.openTrail(cfg); err != nil { // the lock on the database is ours: nobody else writes it
+		return nil, err
 	}
 	keeper, err := inventory.NewKeeper(ctx, store, inventory.KeeperConfig{Subnets: cfg.Subnets})
 	if err != nil {
@@ -160,13 +170,15 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	d.run("rollout", rollout.New(keeper, rollouts{machines}, guard, component(o.Log, "rollout")).Run)
 	d.run("sweep", func(ctx context.Context) error { return d.sweep(ctx, blobs) })
 	d.run("disk", func(ctx context.Context) error { return watchDisk(ctx, cfg.Data, component(o.Log, "disk")) })
+	operator := admin.New(admin.Config{Version: o.Version, Trail: d.trail, CA: authority, ForeignClients: cfg.ClientCA != "", Hosts: cfg.hosts(), DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Running: machines},
+		operators{keeper, logs}, d.configs, guard, uploads{blobs}, component(o.Log, "api"))
 	for _, l := range sockets.api {
-		// The socket is root's alone. Any user of this host reaches the TCP port, so
-		// it shows what is there, and neither changes it nor hands out secrets.
-		readOnly := l.Addr().Network() != "unix"
-		server := admin.New(admin.Config{Version: o.Version, ReadOnly: readOnly, DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Running: machines}, operators{keeper, logs}, d.configs,
-			guard, uploads{blobs}, component(o.Log, "api"))
-		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return server.Serve(ctx, l) })
+		if l.Addr().Network() != "unix" {
+			if l, err = secured(l, cfg, authority, component(o.Log, "api")); err != nil {
+				return nil, err
+			}
+		}
+		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return operator.Serve(ctx, l) })
 	}
 	if id != nil {
 		if err := id.take(cfg.Data); err != nil {
@@ -249,6 +261,9 @@ func advertisement(cfg *Config, name string, mac net.HardwareAddr) (ndp.Config, 
 // Run answers until ctx ends or a part fails, then stops all of them and closes
 // everything in reverse order. It returns nil when ctx ended.
 func (d *Daemon) Run(ctx context.Context) error {
+	if err := d.tellTrail(ctx, "start"); err != nil {
+		return errors.Join(err, d.close())
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, p := range d.parts {
 		group.Go(func() error {
@@ -271,7 +286,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		Stringer("events", d.addrs.Events).Stringer("kernelLog", d.addrs.KernelLog).Str("socket", d.addrs.Socket).Msg("ready")
 	<-ctx.Done()
 	d.log.Info().Msg("stopping")
-	err := errors.Join(group.Wait(), d.close())
+	err := errors.Join(group.Wait(), d.tellTrail(ctx, "stop"), d.close())
 	d.log.Info().AnErr("reason", err).Msg("stopped")
 	return err
 }
@@ -440,6 +455,9 @@ func (d *Daemon) open(ctx context.Context, cfg *Config) (*sockets, error) {
 		}
 	}
 	if cfg.Listen.IsValid() {
+		if err := cfg.offRack(); err != nil {
+			return nil, err
+		}
 		l, addr, err := tcp(net.ListenConfig{}, "the API", "api.listen", cfg.Listen)
 		if err != nil {
 			return nil, err

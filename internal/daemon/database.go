@@ -9,6 +9,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/boltstore"
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/sealed"
@@ -190,9 +191,26 @@ func Restore(ctx context.Context, cfg *Config, backup string, former *sealed.Key
 			if err != nil {
 				return err
 			}
-			return k.Restored(ctx)
+			if err := k.Restored(ctx); err != nil {
+				return err
+			}
+			return noteRestore(ctx, cfg.Data, backup)
 		}
 		return w, err
 	})
 	return kept, explainKey(err, opens)
+}
+
+// noteRestore has a line in the audit trail before a backup takes the place of the
+// database: what the trail tells of is older than the database then.
+func noteRestore(ctx context.Context, data, backup string) error {
+	trail, err := audit.Open(data, audit.Options{})
+	if err != nil {
+		return err
+	}
+	who := "root"
+	if uid := os.Getuid(); uid != 0 {
+		who = fmt.Sprintf("uid %d", uid)
+	}
+	return errors.Join(trail.Append(ctx, audit.Entry{Who: who, Action: "restore", Target: "backup/" + filepath.Base(backup), Outcome: audit.OK}), trail.Close())
 }

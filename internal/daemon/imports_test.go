@@ -34,9 +34,9 @@ var ours = map[string][]string{
 	"internal/images":              {"internal/inventory"},
 	"internal/machinelog":          {"internal/inventory"},
 	"internal/talos":               {"internal/inventory"},
-	"internal/admin":               {"internal/inventory", "internal/admin/api"},
+	"internal/admin":               {"internal/inventory", "internal/admin/api", "internal/audit"},
 	"internal/admin/api":           nil,
-	"internal/cli":                 {"internal/admin/api"},
+	"internal/cli":                 {"internal/admin/api", "internal/audit"},
 	"internal/racktest":            nil,
 }
 

@@ -19,7 +19,8 @@ var reloadable = []string{"Subnets", "Advertise"}
 // its own name.
 var inFile = map[string]string{
 	"DHCPv6Port": "ports.dhcpv6", "TFTPPort": "ports.tftp", "HTTPPort": "ports.http", "HTTPSPort": "ports.https", "EventsPort": "ports.events", "KernelLogPort": "ports.kernelLog",
-	"Socket": "api.socket", "Listen": "api.listen", "TalosProxy": "talos.proxy", "KernelLog": "talos.kernelLog",
+	"Socket": "api.socket", "Listen": "api.listen", "Names": "api.names",
+	"Certificate": "api.tls.certificate", "CertificateKey": "api.tls.key", "ClientCA": "api.tls.clientCA", "TalosProxy": "talos.proxy", "KernelLog": "talos.kernelLog",
 	"LogLevel": "log.level", "LogJSON": "log.format",
 }
 

@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -158,7 +159,10 @@ func TestSecretsStayInside(t *testing.T) {
 		t.Errorf("only %d forms of secrets are looked for", n)
 	}
 
-	api := newAsker(t, d.Addrs())
+	_, token, err := d.keeper.CreateToken(t.Context(), inventory.Token{Name: "reader", Access: inventory.AccessRead})
+	check(t, err)
+	secrets.add("the token of an operator", []byte(token))
+	api := newAsker(t, d, token)
 	written := api.everything(views)
 	root := api.socket
 	for _, ask := range []struct{ method, path, body string }{
@@ -179,7 +183,7 @@ func TestSecretsStayInside(t *testing.T) {
 		written[fmt.Sprintf("answer to %s %s %s", ask.method, ask.path, ask.body)] = answer
 	}
 	for _, path := range []string{"/config/" + string(views[0].Machine.MACs[0]) + "/wrong", "/config/" + string(views[0].Machine.MACs[0]) + "/" + views[1].Facts.Boots[0].Token + "x"} {
-		boot := asker{t, &http.Client{}, "http://" + d.Addrs().HTTP.String()}
+		boot := asker{t, &http.Client{}, "http://" + d.Addrs().HTTP.String(), ""}
 		status, answer := boot.ask("GET", path, "")
 		if status < 400 {
 			t.Errorf("GET %s: %d", path, status)
@@ -331,6 +335,7 @@ type asker struct {
 	t      *testing.T
 	client *http.Client
 	base   string
+	token  string // of the login; empty: none
 }
 
 func (a asker) ask(method, path, body string) (int, []byte) {
@@ -338,6 +343,9 @@ func (a asker) ask(method, path, body string) (int, []byte) {
 	req, err := http.NewRequestWithContext(a.t.Context(), method, a.base+path, strings.NewReader(body))
 	check(a.t, err)
 	req.Header.Set("Content-Type", "application/json")
+	if a.token != "" {
+		req.Header.Set("Authorization", "Bearer "+a.token)
+	}
 	res, err := a.client.Do(req)
 	check(a.t, err)
 	defer res.Body.Close()
@@ -346,18 +354,21 @@ func (a asker) ask(method, path, body string) (int, []byte) {
 	return res.StatusCode, answer
 }
 
-// askers ask the API where it does everything, and where it only reads.
+// askers ask the API as root, who may everything, and over TCP as one who only reads.
 type askers struct{ socket, tcp asker }
 
-func newAsker(t *testing.T, addrs Addrs) askers {
+func newAsker(t *testing.T, d *Daemon, token string) askers {
 	t.Helper()
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", addrs.Socket)
+	unix := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "unix", d.Addrs().Socket)
 	}}
-	t.Cleanup(transport.CloseIdleConnections)
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	return askers{asker{t, &http.Client{Transport: transport}, "http://provisiond"}, asker{t, http.DefaultClient, "http://" + addrs.API.String()}}
+	authority, err := ownCA(t.Context(), d.keeper)
+	check(t, err)
+	tcp := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: authority.Pool()}}
+	t.Cleanup(unix.CloseIdleConnections)
+	t.Cleanup(tcp.CloseIdleConnections)
+	return askers{asker{t, &http.Client{Transport: unix}, "http://provisiond", ""}, asker{t, &http.Client{Transport: tcp}, "https://" + d.Addrs().API.String(), token}}
 }
 
 // everything is the answer to each GET of the API's document, about each machine, but

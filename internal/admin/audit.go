@@ -1,0 +1,202 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/internal/audit"
+)
+
+// enter decides on a request before anything of it is read, and sees to it that what is
+// not a plain look leaves its line, even if it ends before it was tried.
+func (s *Server) enter(id string, n needs) func(huma.Context, func(huma.Context)) {
+	return func(hctx huma.Context, next func(huma.Context)) {
+		r, w := humachi.Unwrap(hctx)
+		c := callOf(r.Context())
+		c.action, c.target = id, targetOf(hctx)
+		switch p := c.who; {
+		case p == nil:
+			w.Header().Set("WWW-Authenticate", `Bearer realm="provisiond"`)
+			s.refuse(w, c, http.StatusUnauthorized, howToLogIn)
+			return
+		case !p.Role.Allows(n.role):
+			s.refuse(w, c, http.StatusForbidden, fmt.Sprintf("this takes the role %s, and %s has %s", n.role, p.Name, p.Role))
+			return
+		case p.limited() && n.about == rackWide:
+			s.refuse(w, c, http.StatusForbidden, fmt.Sprintf("this is about the whole rack, and %s may only act in %s", p.Name, inWords(p.Clusters)))
+			return
+		}
+		if n.act != looks {
+			if err := s.cfg.Trail.Ready(r.Context()); err != nil {
+				s.log.Error().Err(err).Msg("the audit trail cannot be written")
+				writeProblem(w, unwritten(err), "nothing was done: the audit trail cannot be written, and so nobody would know")
+				return
+			}
+			defer func() {
+				if !c.told { // refused by its form, or it panicked
+					s.note(c, hctx.Status())
+				}
+			}()
+		}
+		next(hctx)
+	}
+}
+
+// targetOf names what a path is about.
+func targetOf(hctx huma.Context) string {
+	for _, what := range []string{"machine", "cluster", "token", "sha256"} {
+		if name := hctx.Param(what); name != "" {
+			return what + "/" + name
+		}
+	}
+	if v := hctx.Param("version"); v != "" {
+		return strings.Join([]string{"image", v, hctx.Param("schematic"), hctx.Param("arch")}, "/")
+	}
+	return ""
+}
+
+func inWords(clusters []string) string {
+	if len(clusters) == 1 {
+		return "cluster " + clusters[0]
+	}
+	return "clusters " + strings.Join(clusters, ", ")
+}
+
+// record leaves the line of a request that was decided on: of what was done or told it is
+// on disk before the answer. It returns the error to answer with, which is err, or that
+// there is no line: what was done is done then, and that is said.
+func (s *Server) record(ctx context.Context, n act, status int, err error) error {
+	c := callOf(ctx)
+	e := c.entry()
+	e.Outcome, e.Status = audit.OK, status
+	if err != nil {
+		e.Outcome, e.Status, e.Reason = outcome(err)
+	}
+	switch {
+	case c.told:
+		return err
+	case e.Status == http.StatusForbidden:
+		s.refused(c, e.Status, e.Reason)
+		return err
+	case n == looks:
+		return err
+	case e.Outcome == audit.Refused: // nothing has happened
+		c.told = true
+		s.cfg.Trail.Note(e)
+		return err
+	}
+	c.told = true
+	failed := s.cfg.Trail.Append(context.WithoutCancel(ctx), e)
+	if failed == nil {
+		return err
+	}
+	s.log.Error().Err(failed).Str("request", c.id).Str("who", e.Who).Str("action", e.Action).Str("target", e.Target).Int("status", e.Status).Msg("not in the audit trail")
+	if err != nil {
+		return err
+	}
+	return huma.NewError(unwritten(failed), "it is done if it was a change, and not told if it was a secret; but the audit trail could not be written")
+}
+
+// note is the line of a request that ended before it was decided on.
+func (s *Server) note(c *call, status int) {
+	e := c.entry()
+	e.Outcome, e.Status, e.Reason = audit.Refused, status, http.StatusText(status)
+	if status == 0 || status >= http.StatusInternalServerError {
+		e.Outcome, e.Status = audit.Failed, http.StatusInternalServerError
+	}
+	s.cfg.Trail.Note(e)
+}
+
+// outcome is what an error says in the audit trail: where, and what kind of error, but
+// none of its words, which may quote what was sent.
+func outcome(err error) (o audit.Outcome, status int, reason string) {
+	o, status = audit.Refused, http.StatusInternalServerError
+	var answer huma.StatusError
+	if errors.As(err, &answer) {
+		status = answer.GetStatus()
+	}
+	if status >= http.StatusInternalServerError {
+		o = audit.Failed
+	}
+	words := []string{http.StatusText(status)}
+	var model *huma.ErrorModel
+	if errors.As(err, &model) {
+		for _, d := range model.Errors {
+			if d != nil && d.Location != "" && !slices.Contains(words, d.Location) {
+				words = append(words, d.Location)
+			}
+		}
+	}
+	return o, status, strings.Join(words, " ")
+}
+
+func unwritten(err error) int {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return http.StatusInsufficientStorage
+	}
+	return http.StatusInternalServerError
+}
+
+// noTrail forgets.
+type noTrail struct{}
+
+func (noTrail) Ready(context.Context) error               { return nil }
+func (noTrail) Append(context.Context, audit.Entry) error { return nil }
+func (noTrail) Note(audit.Entry)                          {}
+func (noTrail) Read(context.Context, uint64, func([]byte, audit.Entry) bool) error {
+	return huma.Error503ServiceUnavailable("no audit trail is kept")
+}
+
+func (s *Server) auditRoutes(doc huma.API) {
+	entries := doc.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[api.List[api.AuditEntry]](), true, "AuditEntries")
+	op := huma.Operation{OperationID: "list-audit", Method: http.MethodGet, Path: "/audit", Tags: []string{"access"},
+		Summary: "Who did what, oldest first",
+		Description: "Without after and since: from the first line. Each line is as it was written, byte for byte, so that its SHA-256 is the prev of the next. " +
+			"A filter looks at 100000 lines at most; follow next to go on. next is always there, and waits for lines to come at the end.",
+		Responses: map[string]*huma.Response{"200": {Description: "Lines", Content: map[string]*huma.MediaType{"application/json": {Schema: entries}}}}}
+	register(s, doc, needs{admin, rackWide, looks}, op, s.listAudit, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
+}
+
+// maxAuditScan bounds the lines that one request looks at.
+const maxAuditScan = 100_000
+
+func (s *Server) listAudit(ctx context.Context, in *struct {
+	After   uint64    `query:"after" doc:"Only lines after this number"`
+	Limit   int       `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"At most this many"`
+	Machine string    `query:"machine" doc:"Only what is about this machine"`
+	Who     string    `query:"who" doc:"Only what this one did"`
+	Since   time.Time `query:"since" doc:"Only what was done from then on"`
+}) (*huma.StreamResponse, error) {
+	out := api.List[json.RawMessage]{Items: []json.RawMessage{}}
+	last, scanned := in.After, 0
+	err := s.cfg.Trail.Read(ctx, in.After, func(line []byte, e audit.Entry) bool {
+		last = e.Seq
+		scanned++
+		if (in.Machine == "" || e.Target == "machine/"+in.Machine) && (in.Who == "" || e.Who == in.Who) && !e.Time.Before(in.Since) {
+			out.Items = append(out.Items, slices.Clone(line))
+		}
+		return len(out.Items) < in.Limit && scanned < maxAuditScan
+	})
+	if err != nil {
+		return nil, err
+	}
+	out.Next = strconv.FormatUint(last, 10)
+	return &huma.StreamResponse{Body: func(hctx huma.Context) {
+		_, w := humachi.Unwrap(hctx)
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(out) // the client's loss
+	}}, nil
+}

@@ -1,0 +1,200 @@
+package cli
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+// grant is what flags say of somebody who is let in.
+type grant struct {
+	role     string
+	clusters []string
+	expires  string
+}
+
+// accessRole marks a --role that is read, operate or admin, for shells.
+const accessRole = "access"
+
+func (g *grant) bind(cmd *cobra.Command, expires string) {
+	cmd.Flags().StringVar(&g.role, "role", "", "read: see all but secrets; operate: change things; admin: be told secrets and let others in")
+	_ = cmd.Flags().SetAnnotation("role", accessRole, []string{}) // the flag is there
+	_ = cmd.MarkFlagRequired("role")
+	cmd.Flags().StringSliceVar(&g.clusters, "cluster", nil, "only for this cluster; repeat it for several (default: the whole rack)")
+	cmd.Flags().StringVar(&g.expires, "expires", "", expires)
+}
+
+// until is when it ends; zero: as provisiond thinks fit.
+func (g *grant) until() (time.Time, error) {
+	if g.expires == "" {
+		return time.Time{}, nil
+	}
+	d, err := time.ParseDuration(g.expires)
+	if err != nil || d <= 0 {
+		return time.Time{}, usagef("--expires %q is not a time: write one such as 720h", g.expires)
+	}
+	return time.Now().Add(d).UTC(), nil
+}
+
+func (a *app) tokenCommand() *cobra.Command {
+	return Group("token", "Let people and programs in over the network", a.tokenCreate(), a.tokenList(), a.tokenRevoke())
+}
+
+func (a *app) tokenCreate() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "create NAME", Short: "Create a token and print it, once", Args: cobra.ExactArgs(1),
+		Long: "Create a token and print it on a line of its own. It is kept nowhere: whoever loses it gets another.",
+		Example: "  provisiond token create ci --role operate --cluster prod --expires 720h >token\n" +
+			"  provisiond --server https://rack.example.org:8440 --ca ca.pem --token @token machine list",
+	}
+	var g grant
+	g.bind(cmd, "how long it is good for, such as 720h, or never (default: 90 days)")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		spec := api.TokenSpec{Name: args[0], Role: g.role, Clusters: g.clusters}
+		if spec.Never = g.expires == "never"; !spec.Never {
+			var err error
+			if spec.Expires, err = g.until(); err != nil {
+				return err
+			}
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		var made api.NewToken
+		if err := c.call(cmd.Context(), http.MethodPost, path("tokens"), nil, spec, &made); err != nil {
+			return err
+		}
+		say(cmd.ErrOrStderr(), "%s may %s in %s, until %s; keep this, it is told once:", made.Name, made.Role, cmp.Or(strings.Join(made.Clusters, ", "), "the whole rack"), cmp.Or(when(made.Expires), "it is revoked"))
+		row(cmd.OutOrStdout(), made.Text)
+		return nil
+	}
+	return cmd
+}
+
+func (a *app) tokenList() *cobra.Command {
+	cmd := &cobra.Command{Use: "list", Short: "List tokens, without what they are", Args: cobra.NoArgs}
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		tokens, err := list[api.Token](cmd.Context(), c, path("tokens"), nil)
+		if err != nil {
+			return err
+		}
+		return out.print(cmd, tokens, func(w io.Writer) {
+			row(w, "NAME", "ROLE", "CLUSTERS", "CREATED", "BY", "EXPIRES", "LAST USED")
+			for _, t := range tokens {
+				row(w, t.Name, t.Role, cmp.Or(strings.Join(t.Clusters, ","), "all"), when(t.Created), t.By, cmp.Or(when(t.Expires), "never"), when(t.Used))
+			}
+		})
+	}
+	return cmd
+}
+
+func (a *app) tokenRevoke() *cobra.Command {
+	return &cobra.Command{
+		Use: "revoke TOKEN...", Short: "Revoke tokens, by name, at once", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, name := range args {
+				errs = append(errs, c.call(cmd.Context(), http.MethodDelete, path("tokens", name), nil, nil, nil))
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
+
+func (a *app) certificateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "client-certificate NAME", Short: "Issue a client certificate and print it with its key, once", Args: cobra.ExactArgs(1),
+		Long: "Issue a client certificate and print it, and its key, as PEM. It takes the place of a token, and nobody can\n" +
+			"revoke it: it is good until it expires.",
+		Example: "  provisiond client-certificate alice --role admin --to alice.pem\n" +
+			"  provisiond --server https://rack.example.org:8440 --ca ca.pem --certificate alice.pem machine list",
+	}
+	var g grant
+	g.bind(cmd, "how long it is good for, such as 72h, at most 8784h (default: 30 days)")
+	to := cmd.Flags().String("to", "", "write it to this file, of mode 0600, instead of printing it")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		expires, err := g.until()
+		if err != nil {
+			return err
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		var made api.NewCertificate
+		spec := api.CertificateSpec{Name: args[0], Role: g.role, Clusters: g.clusters, Expires: expires}
+		if err := c.call(cmd.Context(), http.MethodPost, path("client-certificates"), nil, spec, &made); err != nil {
+			return err
+		}
+		if *to == "" {
+			_, err = io.WriteString(cmd.OutOrStdout(), made.PEM)
+			return err
+		}
+		_, err = writeSecret(*to, strings.NewReader(made.PEM))
+		return err
+	}
+	return cmd
+}
+
+func (a *app) caCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "ca", Short: "Print the CA certificate to trust, as PEM", Args: cobra.NoArgs,
+		Long: "Print the certificate of provisiond's own CA, for --ca. On the host of provisiond it comes over the unix socket.\n" +
+			"Over https it is fetched from whoever answers there, unless --ca is given: compare the fingerprint, which is\n" +
+			"printed beside it, with that on the host.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			t, _ := c.http.Transport.(*http.Transport)
+			unverified := t.TLSClientConfig != nil && a.ca == ""
+			if unverified {
+				t.TLSClientConfig.InsecureSkipVerify = true // whom to believe is what we came to learn
+				t.TLSClientConfig.Certificates, c.token = nil, ""
+			}
+			resp, err := c.sendTo(cmd.Context(), http.MethodGet, c.base+"/ca.pem", nil, -1, nil)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = resp.Body.Close() }() // it was read, or the error says more
+			text, err := io.ReadAll(io.LimitReader(resp.Body, api.MaxBody))
+			if err != nil {
+				return err
+			}
+			block, _ := pem.Decode(text)
+			if block == nil {
+				return fmt.Errorf("%s answered no certificate: is that provisiond?", c.server)
+			}
+			if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+				return fmt.Errorf("%s answered no certificate: %w", c.server, err)
+			}
+			say(cmd.ErrOrStderr(), "SHA-256 fingerprint %X", sha256.Sum256(block.Bytes))
+			if unverified {
+				say(cmd.ErrOrStderr(), "this came from whoever answers at %s: compare it with the one on its host", c.server)
+			}
+			return pem.Encode(cmd.OutOrStdout(), &pem.Block{Type: "CERTIFICATE", Bytes: block.Bytes})
+		},
+	}
+}
