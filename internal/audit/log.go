@@ -187,6 +187,7 @@ func (l *Log) kick() {
 	l.start()
 }
 
+// start has somebody write what is queued. l.mu is held.
 func (l *Log) start() {
 	if !l.writing {
 		l.writing = true
@@ -211,8 +212,10 @@ func (l *Log) drain() {
 			batch = append(batch, &pending{entry: Entry{Action: actionLost, Outcome: Failed, Reason: fmt.Sprintf("%d entries could not be written", lost)}})
 		}
 		err := l.write(batch)
-		l.failing.Store(err != nil)
-		if err != nil && l.failed(batch, err) {
+		if was := l.failing.Swap(err != nil); err != nil && !was {
+			l.opts.Warn(err) // once, until it goes well again
+		}
+		if err != nil && l.keepNotes(batch) {
 			return
 		}
 		for _, p := range batch {
@@ -224,10 +227,9 @@ func (l *Log) drain() {
 	}
 }
 
-// failed keeps the notes of a batch for later, and reports whether that is all there
-// is to do for now.
-func (l *Log) failed(batch []*pending, err error) (rest bool) {
-	l.opts.Warn(err)
+// keepNotes keeps those of a batch that was not written for later, and reports whether
+// that is all there is to do for now.
+func (l *Log) keepNotes(batch []*pending) (rest bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var notes []*pending
