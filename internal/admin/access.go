@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -66,11 +67,36 @@ func (s *Server) createToken(ctx context.Context, in *struct{ Body api.TokenSpec
 	if p := PrincipalOf(ctx); p != nil {
 		t.By = p.Name
 	}
+	if err := someClusters(spec.Clusters); err != nil {
+		return nil, err
+	}
+	callOf(ctx).remark = granted(t.Access, t.Clusters, t.Expires)
 	made, text, err := s.inv.CreateToken(ctx, t)
 	if err != nil {
 		return nil, err
 	}
 	return &struct{ Body api.NewToken }{api.NewToken{Token: tokenOf(made), Text: text}}, nil
+}
+
+// someClusters refuses a list of none: whoever makes one means no cluster, and would let
+// somebody into all.
+func someClusters(list []string) error {
+	if list != nil && len(list) == 0 {
+		return badField("clusters", "leave it out for the whole rack", "the list is empty")
+	}
+	return nil
+}
+
+// granted is what somebody was given, for the audit trail.
+func granted(role inventory.Access, clusters []string, until time.Time) string {
+	where, end := "the whole rack", "for ever"
+	if len(clusters) > 0 {
+		where = inWords(clusters)
+	}
+	if !until.IsZero() {
+		end = "until " + until.UTC().Format(time.RFC3339)
+	}
+	return fmt.Sprintf("%s in %s, %s", role, where, end)
 }
 
 func (s *Server) revokeToken(ctx context.Context, in *struct {
@@ -90,7 +116,7 @@ func (s *Server) createClientCertificate(ctx context.Context, in *struct{ Body a
 	if !spec.Expires.IsZero() {
 		life = spec.Expires.Sub(now)
 	}
-	errs := []error{inventory.CheckName("name", spec.Name)}
+	errs := []error{inventory.CheckName("name", spec.Name), someClusters(spec.Clusters)}
 	if life <= 0 || life > maxCertificateLife {
 		errs = append(errs, badField("expires", "a time in the next 366 days", "%s is not: nobody can revoke a certificate", spec.Expires.Format(time.RFC3339)))
 	}
@@ -104,6 +130,7 @@ func (s *Server) createClientCertificate(ctx context.Context, in *struct{ Body a
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	callOf(ctx).remark = granted(inventory.Access(spec.Role), spec.Clusters, now.Add(life))
 	text, err := s.cfg.CA.IssueClient(pkix.Name{CommonName: spec.Name, Organization: []string{rolePrefix + spec.Role}, OrganizationalUnit: spec.Clusters}, life)
 	if err != nil {
 		return nil, err

@@ -57,6 +57,9 @@ func (s *Server) apply(ctx context.Context, in *applyInput) (*api.Applied, error
 	if err := errors.Join(p.wrong...); err != nil {
 		return nil, err
 	}
+	if in.DryRun {
+		callOf(ctx).remark = "dry run"
+	}
 	result := &api.Applied{DryRun: in.DryRun, Changes: make([]api.Change, 0, len(p.steps))}
 	for _, st := range p.steps {
 		switch st.change.Action {
@@ -71,6 +74,7 @@ func (s *Server) apply(ctx context.Context, in *applyInput) (*api.Applied, error
 			if err := st.write(ctx); err != nil {
 				return nil, under(st.at, err)
 			}
+			s.did(ctx, st.change.Kind+"/"+st.change.Name)
 		}
 		result.Changes = append(result.Changes, st.change)
 	}

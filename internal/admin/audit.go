@@ -93,7 +93,7 @@ func (s *Server) record(ctx context.Context, n act, status int, err error) error
 		return err
 	case n == looks:
 		return err
-	case e.Outcome == audit.Refused: // nothing has happened
+	case e.Outcome == audit.Refused && !c.parts: // nothing has happened
 		c.told = true
 		s.cfg.Trail.Note(e)
 		return err
@@ -108,6 +108,16 @@ func (s *Server) record(ctx context.Context, n act, status int, err error) error
 		return err
 	}
 	return huma.NewError(unwritten(failed), "it is done if it was a change, and not told if it was a secret; but the audit trail could not be written")
+}
+
+// did leaves a line for one of several things that a request changes: the trail is asked
+// about things. They are on disk with the request's own.
+func (s *Server) did(ctx context.Context, target string) {
+	c := callOf(ctx)
+	c.parts = true
+	e := c.entry()
+	e.Target, e.Outcome = target, audit.OK
+	s.cfg.Trail.Note(e)
 }
 
 // note is the line of a request that ended before it was decided on.

@@ -144,7 +144,7 @@ func TestTokensOverTLS(t *testing.T) {
 	for _, header := range []http.Header{
 		{"Authorization": {"Bearer " + operates, "Bearer " + operates}}, {"Authorization": {"Basic " + operates}}, {"Authorization": {operates}}, {"Authorization": {""}},
 	} {
-		req, err := http.NewRequestWithContext(t.Context(), "GET", "https://"+p.addr+"/api/v1/machines", nil)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+p.addr+"/api/v1/machines", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -154,7 +154,7 @@ func TestTokensOverTLS(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = resp.Body.Close()
-		if resp.StatusCode != 401 {
+		if resp.StatusCode != http.StatusUnauthorized {
 			t.Errorf("%v: %d", header, resp.StatusCode)
 		}
 	}
@@ -308,7 +308,7 @@ func TestHandshakes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != 400 || !bytes.Contains(text, []byte("HTTPS")) {
+	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusBadRequest || !bytes.Contains(text, []byte("HTTPS")) {
 		t.Errorf("in the clear: %d %s %v", resp.StatusCode, text, err)
 	}
 	_, err = (&http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: newCA(t).Pool()}}}).Get("https://" + p.addr + "/openapi.json")
@@ -326,7 +326,7 @@ func TestInTheClear(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.listen(t, ln)
-	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+ln.Addr().String()+"/api/v1/machines", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+ln.Addr().String()+"/api/v1/machines", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +338,7 @@ func TestInTheClear(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = resp.Body.Close()
-	if resp.StatusCode != 401 {
+	if resp.StatusCode != http.StatusUnauthorized {
 		t.Errorf("%d", resp.StatusCode)
 	}
 }
@@ -434,7 +434,7 @@ func TestRevokedInTheMiddle(t *testing.T) {
 	token := p.token(inventory.Token{Name: "a", Access: read})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // against a hang only
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, "GET", "https://"+p.addr+"/api/v1/events/watch?after=0", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+p.addr+"/api/v1/events/watch?after=0", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

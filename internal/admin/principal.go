@@ -77,7 +77,9 @@ type call struct {
 	who    *Principal // nil: nobody who is known
 	action string
 	target string
-	told   bool // it has its line in the audit trail
+	remark string // what else is worth knowing of what was done
+	parts  bool   // some of what it is to do has been done, and has lines of its own
+	told   bool   // it has its line in the audit trail
 }
 
 type callKey struct{}
@@ -101,7 +103,7 @@ func (s *Server) standing(ctx context.Context) bool {
 
 // entry begins the line of a request.
 func (c *call) entry() audit.Entry {
-	e := audit.Entry{From: c.from, Action: c.action, Target: c.target, Request: c.id}
+	e := audit.Entry{From: c.from, Action: c.action, Target: c.target, Reason: c.remark, Request: c.id}
 	if c.who != nil {
 		e.Who, e.Via, e.Role = c.who.Name, string(c.who.Via), string(c.who.Role)
 	}

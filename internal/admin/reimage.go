@@ -136,6 +136,7 @@ func (s *Server) resetCluster(ctx context.Context, in *struct {
 		} else if err != nil {
 			return nil, err
 		}
+		s.did(ctx, "machine/"+name)
 		out.Body.Reimaged = append(out.Body.Reimaged, name)
 	}
 	return out, nil

@@ -93,8 +93,8 @@ func (c *CA) Pool() *x509.CertPool {
 }
 
 // Issue makes a key and a server certificate for it, good for 30 days. A name is a
-// DNS name or an IP address; a zone is left out of an address. It is an error to
-// name nothing.
+// DNS name or an IP address; a zone is left out of an address. The CA's own comes
+// with it, for who wants to compare it. It is an error to name nothing.
 func (c *CA) Issue(names ...string) (*tls.Certificate, error) {
 	if len(names) == 0 {
 		return nil, errors.New("a server certificate needs a name")
@@ -142,13 +142,13 @@ func (c *CA) Server(names ...string) func(*tls.ClientHelloInfo) (*tls.Certificat
 	var mu sync.Mutex
 	shown := map[string]*tls.Certificate{} // by address of ours, which are few
 	return func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		all := slices.Clone(names)
-		if local, ok := hello.Conn.LocalAddr().(*net.TCPAddr); ok {
-			if address := local.AddrPort().Addr().Unmap().WithZone("").String(); !slices.Contains(all, address) {
-				all = append(all, address)
+		all, called := names, ""
+		if hello.Conn != nil {
+			if local, ok := hello.Conn.LocalAddr().(*net.TCPAddr); ok {
+				called = local.AddrPort().Addr().Unmap().WithZone("").String()
+				all = append(slices.Clip(names), called)
 			}
 		}
-		called := all[len(all)-1]
 		mu.Lock()
 		defer mu.Unlock()
 		if cert := shown[called]; cert != nil && c.now().Before(cert.Leaf.NotAfter.Add(-leafLife/3)) {

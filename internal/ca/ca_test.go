@@ -128,6 +128,12 @@ func TestServerRenews(t *testing.T) {
 		}
 		return cert
 	}
+	if cert, err := get(&tls.ClientHelloInfo{}); err != nil || cert.Leaf.VerifyHostname("localhost") != nil {
+		t.Errorf("called at no address: %v", err)
+	}
+	if _, err := c.Server()(&tls.ClientHelloInfo{}); err == nil {
+		t.Error("a certificate for nobody")
+	}
 	first := shown("[2001:db8::1]:8440")
 	if shown("[2001:db8::1]:8440") != first || shown("[2001:db8::2]:8440") == first {
 		t.Error("not one certificate for each address")

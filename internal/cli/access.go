@@ -24,6 +24,9 @@ type grant struct {
 	expires  string
 }
 
+// never is --expires of what does not.
+const never = "never"
+
 // accessRole marks a --role that is read, operate or admin, for shells.
 const accessRole = "access"
 
@@ -36,8 +39,11 @@ func (g *grant) bind(cmd *cobra.Command, expires string) {
 }
 
 // until is when it ends; zero: as provisiond thinks fit.
-func (g *grant) until() (time.Time, error) {
-	if g.expires == "" {
+func (g *grant) until(cmd *cobra.Command) (time.Time, error) {
+	if cmd.Flags().Changed("cluster") && len(g.clusters) == 0 {
+		return time.Time{}, usagef("--cluster names no cluster: leave it out for the whole rack")
+	}
+	if g.expires == "" || g.expires == never {
 		return time.Time{}, nil
 	}
 	d, err := time.ParseDuration(g.expires)
@@ -61,13 +67,11 @@ func (a *app) tokenCreate() *cobra.Command {
 	var g grant
 	g.bind(cmd, "how long it is good for, such as 720h, or never (default: 90 days)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		spec := api.TokenSpec{Name: args[0], Role: g.role, Clusters: g.clusters}
-		if spec.Never = g.expires == "never"; !spec.Never {
-			var err error
-			if spec.Expires, err = g.until(); err != nil {
-				return err
-			}
+		expires, err := g.until(cmd)
+		if err != nil {
+			return err
 		}
+		spec := api.TokenSpec{Name: args[0], Role: g.role, Clusters: g.clusters, Expires: expires, Never: g.expires == never}
 		c, err := a.client()
 		if err != nil {
 			return err
@@ -134,9 +138,12 @@ func (a *app) certificateCommand() *cobra.Command {
 	g.bind(cmd, "how long it is good for, such as 72h, at most 8784h (default: 30 days)")
 	to := cmd.Flags().String("to", "", "write it to this file, of mode 0600, instead of printing it")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		expires, err := g.until()
+		expires, err := g.until(cmd)
 		if err != nil {
 			return err
+		}
+		if g.expires == never {
+			return usagef("--expires never: nobody can revoke a certificate")
 		}
 		c, err := a.client()
 		if err != nil {
@@ -162,7 +169,7 @@ func (a *app) caCommand() *cobra.Command {
 		Use: "ca", Short: "Print the CA certificate to trust, as PEM", Args: cobra.NoArgs,
 		Long: "Print the certificate of provisiond's own CA, for --ca. On the host of provisiond it comes over the unix socket.\n" +
 			"Over https it is fetched from whoever answers there, unless --ca is given: compare the fingerprint, which is\n" +
-			"printed beside it, with that on the host.",
+			"printed beside it, with that on the host. Where api.tls names another certificate, its issuer is whom to trust.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client()
 			if err != nil {
