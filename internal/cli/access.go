@@ -27,13 +27,10 @@ type grant struct {
 // never is --expires of what does not.
 const never = "never"
 
-// accessRole marks a --role that is read, operate or admin, for shells.
-const accessRole = "access"
-
 func (g *grant) bind(cmd *cobra.Command, expires string) {
 	cmd.Flags().StringVar(&g.role, "role", "", "read: see all but secrets; operate: change things; admin: be told secrets and let others in")
-	_ = cmd.Flags().SetAnnotation("role", accessRole, []string{}) // the flag is there
-	_ = cmd.MarkFlagRequired("role")
+	_ = cmd.MarkFlagRequired("role") // the flag is there
+	offer(cmd, "role", "read", "operate", "admin")
 	cmd.Flags().StringSliceVar(&g.clusters, "cluster", nil, "only for this cluster; repeat it for several (default: the whole rack)")
 	cmd.Flags().StringVar(&g.expires, "expires", "", expires)
 }

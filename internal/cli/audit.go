@@ -30,6 +30,7 @@ func (a *app) auditCommand() *cobra.Command {
 	since := cmd.Flags().String("since", "24h", "only what was done from then on: a time such as 24h ago or 2026-11-22T11:00:00Z, or all")
 	follow := cmd.Flags().BoolP("follow", "f", false, "go on with what is done, until interrupted")
 	form := cmd.Flags().StringP("output", "o", "table", "table, json or jsonl")
+	offer(cmd, "output", "table", "json", "jsonl")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		show, end, err := auditPrinter(cmd.OutOrStdout(), *form, *follow)
 		if err != nil {
@@ -50,12 +51,12 @@ func (a *app) auditCommand() *cobra.Command {
 		after, err := c.auditLines(cmd, q, 0, show)
 		for err == nil && *follow {
 			pause(cmd.Context(), time.Second)
-			if cmd.Context().Err() != nil {
-				return nil
-			}
 			after, err = c.auditLines(cmd, q, after, show)
 		}
-		if err != nil {
+		switch {
+		case *follow && cmd.Context().Err() != nil:
+			return nil
+		case err != nil:
 			return err
 		}
 		return end()

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -344,6 +345,46 @@ func TestFollow(t *testing.T) {
 	cancel()
 	for range read { // drained, so that the command can end
 	}
+	if code := <-done; code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// TestAuditFollow prints what is done after it has begun.
+func TestAuditFollow(t *testing.T) {
+	dir, err := os.MkdirTemp("", "cli")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	d := startDaemon(t, dir)
+	defer d.stop()
+	create := func(name string) {
+		t.Helper()
+		if code, _, stderr := run(t, d.server, "cluster", "create", name, "--endpoint", "https://[2001:db8::1]:6443"); code != exitOK {
+			t.Fatal(stderr)
+		}
+	}
+	create("first")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // against a hang only
+	defer cancel()
+	r, w := io.Pipe()
+	done := make(chan int, 1)
+	go func() {
+		code := Run(ctx, New("x"), []string{"--server", d.server, "audit", "-f", "-o", "jsonl"}, strings.NewReader(""), w, io.Discard)
+		_ = w.Close()
+		done <- code
+	}()
+	lines := bufio.NewScanner(r)
+	for _, name := range []string{"first", "second"} {
+		if name == "second" {
+			create(name)
+		}
+		if !lines.Scan() || !strings.Contains(lines.Text(), `"target":"cluster/`+name+`"`) {
+			t.Errorf("no line of %s: %s", name, lines.Text())
+		}
+	}
+	cancel()
 	if code := <-done; code != exitOK {
 		t.Errorf("exit code %d", code)
 	}

@@ -21,6 +21,12 @@ const completeWithin = time.Second
 // phases of a registered machine, in the order it passes them.
 var phases = []cobra.Completion{"registered", "offered", "loading", "configuring", "installing", "booting", "ready", "reimaging", "stalled", "failed"}
 
+// offer has the shell complete a flag with these words, instead of what flags of its name
+// have elsewhere.
+func offer(cmd *cobra.Command, flag string, words ...cobra.Completion) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+}
+
 // complete has the shell complete a command and those below it: arguments by
 // the placeholder in Use, flags by their name.
 func (a *app) complete(cmd *cobra.Command) {
@@ -56,9 +62,6 @@ func (a *app) complete(cmd *cobra.Command) {
 	}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		if values, ok := flags[f.Name]; ok {
-			if f.Name == "role" && f.Annotations[accessRole] != nil {
-				values = fixed("read", "operate", "admin")
-			}
 			_ = cmd.RegisterFlagCompletionFunc(f.Name, values) // fails only for a flag that is not there or has one
 		}
 	})

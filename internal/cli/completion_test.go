@@ -45,6 +45,7 @@ func TestCompletion(t *testing.T) {
 	}
 	for _, line := range []string{
 		"cluster create rack1 --endpoint https://[2001:db8::1]:6443",
+		"token create ci --role read",
 		"cluster create other --endpoint https://[2001:db8::2]:6443",
 		"machine add cp-1 --mac 525400000001 --role controlplane",
 		"machine add cp-2 --mac 525400000002 --role controlplane",
@@ -57,6 +58,10 @@ func TestCompletion(t *testing.T) {
 		}
 	}
 	for line, want := range map[string]string{
+		"token create x --role ":          "read operate admin",
+		"token create x --cluster ":       "other rack1",
+		"token revoke ":                   "ci",
+		"audit -o ":                       "table json jsonl",
 		"machine show ":                   "cp-1 cp-2 w-1",
 		"machine show cp":                 "cp-1 cp-2",
 		"machine show cp-1 ":              "",
