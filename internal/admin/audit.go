@@ -30,13 +30,13 @@ func (s *Server) enter(id string, n needs) func(huma.Context, func(huma.Context)
 		switch p := c.who; {
 		case p == nil:
 			w.Header().Set("WWW-Authenticate", `Bearer realm="provisiond"`)
-			s.refuse(w, c, http.StatusUnauthorized, howToLogIn)
+			s.refuse(w, c, http.StatusUnauthorized, "nobody has logged in", howToLogIn)
 			return
 		case !p.Role.Allows(n.role):
-			s.refuse(w, c, http.StatusForbidden, fmt.Sprintf("this takes the role %s, and %s has %s", n.role, p.Name, p.Role))
+			s.refuse(w, c, http.StatusForbidden, fmt.Sprintf("this takes the role %s, and %s has %s", n.role, p.Name, p.Role), askAnAdmin)
 			return
 		case p.limited() && n.about == rackWide:
-			s.refuse(w, c, http.StatusForbidden, fmt.Sprintf("this is about the whole rack, and %s may only act in %s", p.Name, inWords(p.Clusters)))
+			s.refuse(w, c, http.StatusForbidden, fmt.Sprintf("this is about the whole rack, and %s may only act in %s", p.Name, inWords(p.Clusters)), askAnAdmin)
 			return
 		}
 		if n.act != looks {

@@ -29,6 +29,9 @@ import (
 const howToLogIn = "log in: send a token (Authorization: Bearer …; provisiond --token or $PROVISIOND_TOKEN), or a client certificate. " +
 	"Root of the host that runs provisiond makes one: provisiond token create NAME --role read"
 
+// askAnAdmin is the answer to who is known and may not.
+const askAnAdmin = "an admin can do it, or make a token that may"
+
 // TLS is how the API is served to others than this host: what it shows, and whose client
 // certificates it believes. Who has none logs in with a token.
 func TLS(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), clients *x509.CertPool) *tls.Config {
@@ -178,19 +181,20 @@ func (s *Server) refuseGuess(w http.ResponseWriter, c *call, err error) {
 		return
 	}
 	w.Header().Set("WWW-Authenticate", `Bearer realm="provisiond", error="invalid_token"`)
-	s.refuse(w, c, http.StatusUnauthorized, strings.TrimPrefix(err.Error(), errLogin.Error()+": ")+"; "+howToLogIn)
+	s.refuse(w, c, http.StatusUnauthorized, strings.TrimPrefix(err.Error(), errLogin.Error()+": "), howToLogIn)
 }
 
-// refuse answers who may not do something, and has a line in the audit trail, unless
-// there are too many: then the next line says of how many there is none.
-func (s *Server) refuse(w http.ResponseWriter, c *call, status int, detail string) {
-	s.refused(c, status, detail)
-	writeProblem(w, status, detail)
+// refuse answers who may not do something, with the reason and what to do.
+func (s *Server) refuse(w http.ResponseWriter, c *call, status int, reason, help string) {
+	s.refused(c, status, reason)
+	writeProblem(w, status, reason+"; "+help)
 }
 
-func (s *Server) refused(c *call, status int, detail string) {
+// refused has a line in the audit trail, unless there are too many: then the next one
+// says of how many there is none.
+func (s *Server) refused(c *call, status int, reason string) {
 	e := c.entry()
-	e.Outcome, e.Status, e.Reason = audit.Refused, status, detail
+	e.Outcome, e.Status, e.Reason = audit.Refused, status, reason
 	if skipped, ok := s.refusals.take(s.cfg.Now()); ok {
 		if skipped > 0 {
 			e.Reason = fmt.Sprintf("(%d more since the last) %s", skipped, e.Reason)

@@ -49,14 +49,19 @@ func (a *app) auditCommand() *cobra.Command {
 			return err
 		}
 		after, err := c.auditLines(cmd, q, 0, show)
-		for err == nil && *follow {
-			pause(cmd.Context(), time.Second)
+		for *follow && cmd.Context().Err() == nil {
+			var refused *problem
+			var output writeError
+			switch {
+			case errors.As(err, &refused) && refused.Status < http.StatusInternalServerError, errors.As(err, &output):
+				return err
+			case err != nil: // it may be on its way back
+				say(cmd.ErrOrStderr(), "%s; trying again", err)
+			}
+			pause(cmd.Context(), reconnect)
 			after, err = c.auditLines(cmd, q, after, show)
 		}
-		switch {
-		case *follow && cmd.Context().Err() != nil:
-			return nil
-		case err != nil:
+		if err != nil && cmd.Context().Err() == nil {
 			return err
 		}
 		return end()
@@ -76,7 +81,7 @@ func (c *client) auditLines(cmd *cobra.Command, q url.Values, after uint64, show
 		}
 		for _, line := range page.Items {
 			if err := show(line); err != nil {
-				return after, err
+				return after, writeError{err}
 			}
 		}
 		next, err := strconv.ParseUint(page.Next, 10, 64)
@@ -134,7 +139,7 @@ func auditText(e *api.AuditEntry) string {
 	if e.Status != 0 {
 		outcome += " " + strconv.Itoa(e.Status)
 	}
-	text := fmt.Sprintf("%s  %-20s %-22s %-20s %-12s", when(e.Time), who, e.Action, cmp.Or(e.Target, "-"), outcome)
+	text := fmt.Sprintf("%s  %-20s %-22s %-20s %s", when(e.Time), who, e.Action, cmp.Or(e.Target, "-"), outcome)
 	if e.From != "" {
 		text += " from " + e.From
 	}
