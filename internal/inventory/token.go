@@ -162,7 +162,7 @@ func (k *Keeper) Authenticate(ctx context.Context, text string, now time.Time) (
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
-	// The same is done for a name that does not exist: that it does not is nobody's to know.
+	// A name that does not exist has no hash, which nothing is equal to.
 	if subtle.ConstantTimeCompare(hashSecret(secret), t.Hash) != 1 || t.expired(now) {
 		return nil, ErrToken
 	}
