@@ -177,6 +177,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	s.configRoutes(doc)
 	s.runningRoutes(doc)
 	s.clusterRoutes(doc)
+	s.approvalRoutes(doc)
 	s.rolloutRoutes(doc)
 	s.imageRoutes(doc)
 	s.eventRoutes(doc)

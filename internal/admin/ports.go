@@ -23,6 +23,7 @@ type Inventory interface {
 	Discovered
 	Archive
 	Tokens
+	Approvals
 }
 
 // Machines are the registered machines.
@@ -70,6 +71,17 @@ type Clusters interface {
 	// ResetCluster begins the next life of a cluster, with new secrets, and returns
 	// the machines of the one that is given up.
 	ResetCluster(ctx context.Context, name string, epoch uint64, secrets []byte, dead []string) ([]string, error)
+}
+
+// Approvals are the machines that wait for a person to approve them.
+type Approvals interface {
+	// Approvals lists what waits.
+	Approvals(ctx context.Context) ([]inventory.PendingApproval, error)
+	// Approval finds what a machine asks that shows a code, or ErrNotFound.
+	Approval(ctx context.Context, code string) (inventory.PendingApproval, error)
+	// Decide approves or denies that, or returns ErrRefused: it was decided the other
+	// way, or it is too late.
+	Decide(ctx context.Context, code string, approve bool, by string) (inventory.View, error)
 }
 
 // Rollouts are the newest rollout over each cluster.

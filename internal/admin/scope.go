@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -87,6 +88,33 @@ func (s scope) PutMachine(ctx context.Context, m *inventory.Machine, rev uint64)
 		return nil, err
 	}
 	return s.Inventory.PutMachine(ctx, m, rev)
+}
+
+// Approvals implements Inventory.
+func (s scope) Approvals(ctx context.Context) ([]inventory.PendingApproval, error) {
+	all, err := s.Inventory.Approvals(ctx)
+	return slices.DeleteFunc(all, func(p inventory.PendingApproval) bool { return foreign(ctx, p.Cluster) }), err
+}
+
+// Approval implements Inventory.
+func (s scope) Approval(ctx context.Context, code string) (inventory.PendingApproval, error) {
+	p, err := s.Inventory.Approval(ctx, code)
+	if err == nil && foreign(ctx, p.Cluster) {
+		err = fmt.Errorf("no machine shows the code %q: %w", inventory.NormalUserCode(code), inventory.ErrNotFound)
+	}
+	if err != nil {
+		return inventory.PendingApproval{}, err
+	}
+	callOf(ctx).target = "machine/" + p.Machine
+	return p, nil
+}
+
+// Decide implements Inventory.
+func (s scope) Decide(ctx context.Context, code string, approve bool, by string) (inventory.View, error) {
+	if _, err := s.Approval(ctx, code); err != nil {
+		return inventory.View{}, err
+	}
+	return s.Inventory.Decide(ctx, code, approve, by)
 }
 
 // Clusters implements Inventory.

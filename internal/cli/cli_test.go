@@ -229,6 +229,18 @@ func TestScripts(t *testing.T) {
 					ts.Check(err)
 				}
 			},
+			// asks MAC CODE: the machine waits to be approved, and shows the code.
+			"asks": func(ts *testscript.TestScript, _ bool, args []string) {
+				keeper := ts.Value(keeperKey{}).(*inventory.Keeper)
+				for _, e := range []inventory.Event{
+					{Kind: inventory.Solicited, Client: inventory.FirmwarePXE, XID: 7},
+					{Kind: inventory.ApprovalAsked, Code: args[1], Peer: netip.MustParseAddr("2001:db8::9"), Expires: time.Now().Add(time.Hour)},
+				} {
+					e.MAC = inventory.MAC(args[0])
+					_, err := keeper.Record(context.Background(), e)
+					ts.Check(err)
+				}
+			},
 			// append FILE: a byte.
 			"append": func(ts *testscript.TestScript, _ bool, args []string) {
 				b, err := os.ReadFile(ts.MkAbs(args[0]))

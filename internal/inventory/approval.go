@@ -90,7 +90,7 @@ func applyApproval(f *Facts, e Event) (tells bool, err error) {
 	}
 	i, j := f.flow(e.Code)
 	if i < 0 {
-		return false, fmt.Errorf("no machine waits with the code %s: %w", e.Code, ErrNotFound)
+		return false, noCode(e.Code)
 	}
 	denied := e.Kind == ApprovalDenied
 	switch flow := &f.Boots[i].Flows[j]; {
@@ -162,27 +162,47 @@ func (k *Keeper) Approvals(ctx context.Context) ([]PendingApproval, error) {
 	return out, err
 }
 
-// Decide approves or denies the flow of a code, in the name of a person.
-func (k *Keeper) Decide(ctx context.Context, code string, approve bool, by string) (View, error) {
+// Approval finds the request of a code, however it was typed: one that waits, or was
+// decided lately. It returns ErrNotFound when no machine shows the code.
+func (k *Keeper) Approval(ctx context.Context, code string) (PendingApproval, error) {
 	code = NormalUserCode(code)
-	machine := ""
+	var found *PendingApproval
 	err := k.eachFacts(ctx, func(f Facts) error {
-		if i, _ := f.flow(code); i >= 0 {
-			machine = f.Machine
+		if i, j := f.flow(code); i >= 0 {
+			found = &PendingApproval{Machine: f.Machine, Boot: f.Boots[i].Number, Alarm: f.Boots[i].Alarm, Flow: f.Boots[i].Flows[j]}
 		}
 		return nil
 	})
 	if err != nil {
-		return View{}, err
+		return PendingApproval{}, err
 	}
-	if machine == "" {
-		return View{}, fmt.Errorf("no machine waits with the code %s: %w", code, ErrNotFound)
+	if found == nil {
+		return PendingApproval{}, noCode(code)
+	}
+	v, err := k.Machine(ctx, found.Machine)
+	if err != nil {
+		return PendingApproval{}, err
+	}
+	found.Cluster = v.Machine.Cluster
+	return *found, nil
+}
+
+func noCode(code string) error {
+	return fmt.Errorf("no machine shows the code %q: %w", code, ErrNotFound)
+}
+
+// Decide approves or denies the request of a code, in the name of a person. Saying the
+// same twice is no error; saying the other, or saying it too late, is ErrRefused.
+func (k *Keeper) Decide(ctx context.Context, code string, approve bool, by string) (View, error) {
+	p, err := k.Approval(ctx, code)
+	if err != nil {
+		return View{}, err
 	}
 	kind := ApprovalGiven
 	if !approve {
 		kind = ApprovalDenied
 	}
-	return k.Record(ctx, Event{Kind: kind, Machine: machine, Code: code, By: by})
+	return k.Record(ctx, Event{Kind: kind, Machine: p.Machine, Code: p.UserCode, By: by})
 }
 
 // userCodeLetters make up user codes: no vowels, so no words (RFC 8628 section 6.1).

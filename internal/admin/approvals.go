@@ -1,0 +1,66 @@
+package admin
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+func (s *Server) approvalRoutes(doc huma.API) {
+	tags := []string{"lifecycle"}
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "list-approvals", Method: http.MethodGet, Path: "/approvals", Tags: tags,
+		Summary: "List machines that wait to be approved", Description: "Without their codes: a person reads the code off the console of the machine, so that it is known which machine asks."}, s.listApprovals)
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "decide-approval", Method: http.MethodPost, Path: "/approvals/{code}", Tags: tags,
+		Summary: "Approve or deny a machine", Description: "By the code that its console shows. 409 when it was decided the other way, or the code has expired."},
+		s.decideApproval, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
+}
+
+func (s *Server) listApprovals(ctx context.Context, _ *struct{}) (*struct{ Body api.List[api.Approval] }, error) {
+	all, err := s.inv.Approvals(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &struct{ Body api.List[api.Approval] }{}
+	out.Body.Items = make([]api.Approval, 0, len(all))
+	for i := range all {
+		out.Body.Items = append(out.Body.Items, approvalOf(&all[i]))
+	}
+	return out, nil
+}
+
+// approvalOf leaves out the code.
+func approvalOf(p *inventory.PendingApproval) api.Approval {
+	a := api.Approval{
+		Machine: p.Machine, Cluster: p.Cluster, Boot: p.Boot, Peer: text(p.Peer), Asked: p.Asked, Expires: p.Expires, Alarm: p.Alarm, State: "waiting", By: p.By,
+	}
+	switch {
+	case p.Approved():
+		a.State = "approved"
+	case p.Denied:
+		a.State = "denied"
+	}
+	return a
+}
+
+func (s *Server) decideApproval(ctx context.Context, in *struct {
+	Code string `path:"code" doc:"As the console of the machine shows it; small letters and blanks do no harm" example:"WDJB-MJHT" maxLength:"32"`
+	Body api.Decision
+}) (*struct{ Body api.Approval }, error) {
+	by := "somebody"
+	if p := PrincipalOf(ctx); p != nil {
+		by = p.Name
+	}
+	if _, err := s.inv.Decide(ctx, in.Code, in.Body.Approve, by); err != nil {
+		return nil, err
+	}
+	p, err := s.inv.Approval(ctx, in.Code)
+	if err != nil {
+		return nil, err
+	}
+	callOf(ctx).remark = approvalOf(&p).State + ", asked from " + text(p.Peer)
+	return &struct{ Body api.Approval }{approvalOf(&p)}, nil
+}

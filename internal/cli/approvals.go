@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"io"
+	"net/http"
+
+	"github.com/spf13/cobra"
+
+	"github.com/provisiond/provisiond/internal/admin/api"
+)
+
+func (a *app) approvalsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "approvals", Short: "List machines that wait to be approved", Args: cobra.NoArgs,
+		Long: "List machines that wait for a person before they are given their config. The code is on the console of each.",
+	}
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		waiting, err := list[api.Approval](cmd.Context(), c, path("approvals"), nil)
+		if err != nil {
+			return err
+		}
+		return out.print(cmd, waiting, func(w io.Writer) {
+			row(w, "MACHINE", "CLUSTER", "ADDRESS", "ASKED", "UNTIL", "ALARM")
+			for _, p := range waiting {
+				row(w, p.Machine, p.Cluster, p.Peer, when(p.Asked), when(p.Expires), p.Alarm)
+			}
+		})
+	}
+	return cmd
+}
+
+func (a *app) approveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "approve CODE", Short: "Give a machine its config, by the code that its console shows", Args: cobra.ExactArgs(1),
+		Long: "Approve a machine that waits for a person, by the code that its console shows. Read it there: whoever listens on\n" +
+			"the network can ask in the machine's name, but only the machine shows its code on its console.",
+		Example: "  provisiond approve WDJB-MJHT\n  provisiond approve wdjbmjht --deny",
+	}
+	deny := cmd.Flags().Bool("deny", false, "refuse it instead; the machine asks again, with another code")
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		var p api.Approval
+		if err := c.call(cmd.Context(), http.MethodPost, path("approvals", args[0]), nil, api.Decision{Approve: !*deny}, &p); err != nil {
+			return err
+		}
+		return out.print(cmd, p, func(w io.Writer) { row(w, p.Machine+" of "+p.Cluster+", at "+p.Peer+", is "+p.State) })
+	}
+	return cmd
+}
