@@ -363,3 +363,22 @@ func TestAlarm(t *testing.T) {
 		})
 	}
 }
+
+// TestBlankDisk: a machine that is sent to its disk and comes back again and again is
+// stalled, however often it begins anew.
+func TestBlankDisk(t *testing.T) {
+	v := registered()
+	v.Facts.Install.Done, v.Facts.Install.DoneAt = 1, t0
+	for i := range uint32(5) {
+		at := t0.Add(time.Duration(i) * 11 * time.Minute)
+		v = story(t, v, Event{Kind: Solicited, Client: FirmwarePXE, XID: i, Time: at}, Event{Kind: Offered, Plan: Disk, Time: at})
+		s := DefaultPatience().PhaseOf(v, at.Add(time.Second))
+		if stalled := i >= 2; (s.Phase == PhaseStalled) != stalled || stalled && !strings.Contains(s.Reason, "order a reimage") {
+			t.Errorf("boot %d: %+v", i+1, s)
+		}
+	}
+	v = story(t, v, Event{Kind: APIAnswered, Stage: StageBooting, Time: t0.Add(time.Hour)})
+	if s := DefaultPatience().PhaseOf(v, t0.Add(61*time.Minute)); s.Phase != PhaseBooting {
+		t.Errorf("it came up: %+v", s)
+	}
+}

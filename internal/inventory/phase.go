@@ -73,6 +73,9 @@ func stallReason(p Phase, b *Boot) string {
 		}
 		return "has its config but its API does not answer: is the installer image reachable from the machine?"
 	case PhaseBooting:
+		if b.Plan == Disk && b.API.IsZero() {
+			return "was sent to its disk, and its API has not answered since: is there a system on it? If not, order a reimage"
+		}
 		return "its API answers but it is not ready: see its unmet conditions"
 	case PhaseReimaging:
 		return "its wipe was asked for and it has not netbooted since: is the network in its boot order, and the machine on? If its wipe came to nothing, order it again"
@@ -116,6 +119,18 @@ func progress(v View) State {
 	return s
 }
 
+// sentToDisk is when the machine was first sent to its disk, and its API has not
+// answered since: one whose disk is blank comes back again and again.
+func (f *Facts) sentToDisk() (at time.Time) {
+	for _, b := range f.Boots {
+		if b.Plan != Disk || !b.API.IsZero() {
+			break
+		}
+		at = b.Started
+	}
+	return at
+}
+
 func bootProgress(v View) State {
 	f := &v.Facts
 	b := f.Current()
@@ -126,8 +141,10 @@ func bootProgress(v View) State {
 		return State{Phase: PhaseReady, Since: f.StageAt}
 	case b == nil:
 		return State{Phase: PhaseBooting, Since: f.APIAt, Reason: stageReason(f)}
-	case b.Plan == Disk || !b.API.IsZero():
+	case !b.API.IsZero():
 		return State{Phase: PhaseBooting, Since: latest(b.Started, b.API), Reason: stageReason(f)}
+	case b.Plan == Disk:
+		return State{Phase: PhaseBooting, Since: f.sentToDisk(), Reason: stageReason(f)}
 	case !b.Config.IsZero() && f.ConfigErrorHash == f.ConfigHash && f.ConfigError != "" && !f.ConfigErrorAt.Before(b.Started):
 		return State{Phase: PhaseFailed, Since: f.ConfigErrorAt, Reason: f.ConfigError}
 	case !b.Config.IsZero():

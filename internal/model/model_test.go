@@ -65,14 +65,8 @@ func (w *world) end() {
 			for _, k := range []kind{power, advances, monitors, answers} {
 				w.do(op{k, i, 2}) // nothing of which goes wrong
 			}
-			// What somebody cancelled, and has to be all the same.
-			if c := b.disk.config; round%40 == 39 && c != nil && c.secrets != w.secrets() && !w.facts(b).Reimage.Outstanding() {
-				w.ordered(b, inventory.Event{Destroy: true}, true)
-			}
-			// Who was taken out of etcd for an order that the restored backup did not know:
-			// it is given again.
-			if round%40 == 39 && w.stale && b.at == system && b.runs.role == inventory.ControlPlane && b.disk.etcd != "" && !w.member(b) && !w.facts(b).Reimage.Outstanding() {
-				w.ordered(b, inventory.Event{}, false)
+			if round%40 == 39 {
+				w.orderAgain(b)
 			}
 			// Who lost what he waited for, or is said to have to netboot, is switched off
 			// and on, after a while.
@@ -88,6 +82,25 @@ func (w *world) end() {
 		}
 	}
 	w.never("left alone, %s; %s", w.ready(), w.state())
+}
+
+// orderAgain is what a person orders who sees that a machine does not come up.
+func (w *world) orderAgain(b *box) {
+	v, err := w.k.Machine(w.ctx, b.name)
+	if err != nil {
+		return
+	}
+	r, c := &v.Facts.Reimage, b.disk.config
+	switch {
+	case c != nil && c.secrets != w.secrets() && (!r.Outstanding() || r.Claimed()):
+		// Cancelled, and has to be all the same; or it came to nothing, which a machine of
+		// another life does not prove.
+		w.ordered(b, inventory.Event{Destroy: true}, true)
+	case !w.stale || r.Outstanding():
+	case c == nil && inventory.PlanBoot(v).Action == inventory.Disk, b.at == system && b.runs.role == inventory.ControlPlane && b.disk.etcd != "" && !w.member(b):
+		// Wiped, or taken out of etcd, for an order that the restored backup does not know.
+		w.ordered(b, inventory.Event{}, false)
+	}
 }
 
 // state is that of all boxes, for who has to find out.
