@@ -198,7 +198,7 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, ur
 	for _, conn := range s.tftp {
 		d.run("tftp on "+conn.LocalAddr().String(), func(ctx context.Context) error { return first.Serve(ctx, conn) })
 	}
-	boot := httpconfig.New(httpconfig.Config{URLs: urls, ApprovalURL: approvalURL(cfg)}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{d.configs}, Loaders: files, Images: blobs}, component(d.log, "http"))
+	boot := httpconfig.New(httpconfig.Config{URLs: urls, ApprovalURL: approvalURL(cfg)}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{d.configs}, Loaders: files, Images: blobs, Trail: d.trail}, component(d.log, "http"))
 	d.run("http", func(ctx context.Context) error { return boot.Serve(ctx, s.http) })
 	d.run("https", func(ctx context.Context) error { return boot.ServeTLS(ctx, s.https, authority.Server()) })
 
@@ -283,7 +283,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 		d.log.Warn().Err(err).Msg("cannot tell systemd that we are ready")
 	}
 	d.log.Info().Stringer("dhcpv6", d.addrs.DHCPv6).Stringer("tftp", d.addrs.TFTP).Stringer("http", d.addrs.HTTP).Stringer("https", d.addrs.HTTPS).
-		Stringer("events", d.addrs.Events).Stringer("kernelLog", d.addrs.KernelLog).Str("socket", d.addrs.Socket).Msg("ready")
+		Stringer("events", d.addrs.Events).Stringer("kernelLog", d.addrs.KernelLog).Stringer("api", d.addrs.API).Str("socket", d.addrs.Socket).Msg("ready")
+	d.adviseLogin(ctx)
 	<-ctx.Done()
 	d.log.Info().Msg("stopping")
 	err := errors.Join(group.Wait(), d.tellTrail(ctx, "stop"), d.close())

@@ -29,7 +29,7 @@ var ours = map[string][]string{
 	"internal/dhcpv6":              {"internal/inventory"},
 	"internal/ndp":                 {"internal/inventory"},
 	"internal/tftp":                {"internal/inventory"},
-	"internal/httpconfig":          {"internal/inventory"},
+	"internal/httpconfig":          {"internal/inventory", "internal/audit"},
 	"internal/loaders":             {"internal/inventory"},
 	"internal/images":              {"internal/inventory"},
 	"internal/machinelog":          {"internal/inventory"},

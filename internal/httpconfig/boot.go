@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
@@ -167,6 +168,7 @@ func (s *Server) foreign(w http.ResponseWriter, r *http.Request, e inventory.Eve
 	s.junk.Warn().Str("machine", e.Machine).Str("mac", string(e.MAC)).Stringer("peer", e.Peer).Str("reason", reason).Msg("boot script refused")
 	text(w, http.StatusOK, leaveScript(reason))
 	if s.refusals.Allow() {
+		s.Trail.Note(audit.Entry{Action: "fetch-script", From: e.Peer.String(), Target: "machine/" + e.Machine, Outcome: audit.Refused, Reason: reason})
 		s.record(r.Context(), inventory.Event{Kind: inventory.ScriptRefused, MAC: e.MAC, Machine: e.Machine, Peer: e.Peer, Message: reason})
 	}
 }

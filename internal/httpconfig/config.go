@@ -13,6 +13,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
@@ -70,6 +71,7 @@ func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
 	switch f.status {
 	case http.StatusOK:
 		s.logServed(f)
+		s.note(f, audit.OK, s.evidence(f))
 		h := w.Header()
 		h.Set("Content-Type", "application/yaml")
 		h.Set("Content-Length", strconv.Itoa(f.config.Size))
@@ -107,9 +109,46 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *fetch {
 func (s *Server) refused(r *http.Request, f *fetch) {
 	s.guesses.wrong(f.peer)
 	f.log(s.junk.Warn(), "config refused")
-	if f.machine() != "" && s.refusals.Allow() {
-		s.recordRefusal(r.Context(), f)
+	if s.refusals.Allow() {
+		s.note(f, audit.Refused, f.reason)
+		if f.machine() != "" {
+			s.recordRefusal(r.Context(), f)
+		}
 	}
+}
+
+// note has a line in the audit trail: who was given the config of a machine, and why,
+// or was not.
+func (s *Server) note(f *fetch, outcome audit.Outcome, why string) {
+	e := audit.Entry{Action: "fetch-config", From: f.peer.String(), Outcome: outcome, Status: f.status, Reason: why, Target: "nic/" + string(f.mac)}
+	if name := f.machine(); name != "" {
+		e.Target = "machine/" + name
+	}
+	if f.boot != nil {
+		e.Via = "boot token"
+	}
+	s.Trail.Note(e)
+}
+
+// evidence is by what a fetch was taken for the machine's.
+func (s *Server) evidence(f *fetch) string {
+	how := "a lease of it"
+	switch _, made := inventory.MACFromEUI64(f.peer); {
+	case s.lab(f.peer):
+		how = "the host of the lab"
+	case f.peer == f.view.Machine.Address:
+		how = "its address"
+	case made:
+		how = "an address made of its MAC"
+	}
+	said := fmt.Sprintf("token of boot %d, from %s, config %.12s", f.boot.Number, how, f.config.Hash)
+	if f.plain {
+		said += ", unencrypted"
+	}
+	if flow := f.approvedBy(); flow != nil {
+		said += ", approved by " + flow.By
+	}
+	return said
 }
 
 func (s *Server) logServed(f *fetch) {

@@ -110,7 +110,7 @@ func TestServeTLS(t *testing.T) {
 	}
 	body, err := io.ReadAll(res.Body)
 	res.Body.Close()
-	if err != nil || res.StatusCode != 200 || string(body) != "version: v1alpha1\n---\nkind: LinkConfig\n" || res.TLS.Version != tls.VersionTLS13 || res.Proto != "HTTP/1.1" {
+	if err != nil || res.StatusCode != http.StatusOK || string(body) != "version: v1alpha1\n---\nkind: LinkConfig\n" || res.TLS.Version != tls.VersionTLS13 || res.Proto != "HTTP/1.1" {
 		t.Errorf("%d %s %q %v", res.StatusCode, res.Proto, body, err)
 	}
 	for _, path := range []string{"/", "/boot.ipxe", "/boot/52:54:00:00:00:01/boot.ipxe", "/loader/amd64/snponly.efi", imagePath + "kernel"} {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
@@ -226,6 +227,7 @@ type rack struct {
 	blobs   *blobs
 	log     *logLines
 	kernel  []byte
+	trail   []audit.Entry // guarded by keeper.mu
 }
 
 func testURLs() URLs {
@@ -274,8 +276,15 @@ func newRack(t testing.TB) *rack {
 		"amd64/autoexec.ipxe": {Data: Autoexec(testURLs())},
 		"secret":              {Data: []byte("secret")},
 	}
-	r.Server = New(Config{URLs: testURLs()}, Deps{Inventory: r.keeper, Configs: r.configs, Loaders: files, Images: r.blobs}, zerolog.New(r.log))
+	r.Server = New(Config{URLs: testURLs()}, Deps{Inventory: r.keeper, Configs: r.configs, Loaders: files, Images: r.blobs, Trail: r}, zerolog.New(r.log))
 	return r
+}
+
+// Note implements Trail.
+func (r *rack) Note(e audit.Entry) {
+	r.keeper.mu.Lock()
+	defer r.keeper.mu.Unlock()
+	r.trail = append(r.trail, e)
 }
 
 // boots gives the machine boots, newest first, of the current order.

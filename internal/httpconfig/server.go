@@ -22,6 +22,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/time/rate"
 
+	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
@@ -84,12 +85,19 @@ type Images interface {
 	Open(b inventory.Blob) (*os.File, error)
 }
 
+// Trail is the audit trail. What is noted is on disk within a second: no machine waits
+// for it, and none is refused because it cannot be written.
+type Trail interface {
+	Note(e audit.Entry)
+}
+
 // Deps are the parts the server asks.
 type Deps struct {
 	Inventory Inventory
 	Configs   Configs
 	Loaders   fs.FS // by name "ARCH/FILE"; opened files must implement io.Seeker
 	Images    Images
+	Trail     Trail
 }
 
 const (
