@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -439,13 +440,15 @@ func TestKilledAtEachStep(t *testing.T) {
 // process is a daemon of its own.
 type process struct {
 	cmd  *exec.Cmd
-	log  *bytes.Buffer
+	log  *lockedBuffer
 	once sync.Once
 }
 
-func (l *lab) spawn(t *testing.T) *process {
+// spawn starts a daemon, by a command that is given to run it, if there is one.
+func (l *lab) spawn(t *testing.T, by ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command(os.Args[0]), log: &bytes.Buffer{}}
+	command := append(slices.Clone(by), os.Args[0])
+	p := &process{cmd: exec.Command(command[0], command[1:]...), log: &lockedBuffer{}}
 	p.cmd.Env = append(os.Environ(), serveVariable+"="+l.file())
 	p.cmd.Stderr = p.log
 	if err := p.cmd.Start(); err != nil {

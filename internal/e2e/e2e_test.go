@@ -140,7 +140,8 @@ func register(t *testing.T, d *daemon, im images) {
 	d.run(t, create...)
 	d.run(t, "machine", "add", "cp-1", "--mac", controlPlaneMAC.String(), "--cluster", "e2e", "--role", "controlplane", "--address", controlPlaneAddr)
 	d.run(t, "machine", "add", "w-1", "--mac", workerMAC.String(), "--cluster", "e2e", "--role", "worker", "--address", workerAddr)
-	d.run(t, "machine", "add", "w-2", "--mac", farMAC.String(), "--cluster", "e2e", "--role", "worker", "--address", farAddr)
+	// A person approves it, by the code that its console shows.
+	d.run(t, "machine", "add", "w-2", "--mac", farMAC.String(), "--cluster", "e2e", "--role", "worker", "--address", farAddr, "--approval", "required")
 }
 
 // install follows a machine to its own address, its own config and its disk.
@@ -151,12 +152,29 @@ func install(ctx context.Context, t *testing.T, clock *stopwatch, d *daemon, v *
 		t.Errorf("%s: address %s, want %s/64", v.name, got, address)
 	}
 	clock.lap(v.name + ": kernel up")
+	if v.name == "w-2" {
+		approve(ctx, t, d, v)
+	}
 	sum := mustAwait(ctx, t, v, "GUEST: config ok sha256=")
 	if served := ask[api.Machine](t, d, "machine", "show", v.name).Facts.ConfigHash; sum != served {
 		t.Errorf("%s: got the config %s, and the daemon served %s", v.name, sum, served)
 	}
 	mustAwait(ctx, t, v, "GUEST: installed")
 	clock.lap(v.name + ": installed")
+}
+
+// approve is the person at the console of a machine.
+func approve(ctx context.Context, t *testing.T, d *daemon, v *vm) {
+	t.Helper()
+	code, at, _ := strings.Cut(mustAwait(ctx, t, v, "GUEST: approve "), " at ")
+	if !strings.HasSuffix(at, "/approve") {
+		t.Errorf("%s sends a person to %q", v.name, at)
+	}
+	waiting := ask[[]api.Approval](t, d, "approvals")
+	if len(waiting) != 1 || waiting[0].Machine != v.name || strings.Contains(v.console(), "GUEST: config ok") {
+		t.Errorf("%s has a config, or does not wait to be approved: %+v", v.name, waiting)
+	}
+	d.run(t, "approve", code)
 }
 
 func reachReady(ctx context.Context, t *testing.T, clock *stopwatch, v *vm) {

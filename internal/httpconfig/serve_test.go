@@ -270,3 +270,44 @@ func TestBodies(t *testing.T) {
 		t.Errorf("read %q and then %v, want an answer and the end", got, err)
 	}
 }
+
+// TestSlowClients: thousands who connect and never finish asking keep nobody from his
+// script or config.
+func TestSlowClients(t *testing.T) {
+	const many = 2000
+	r := newRack(t)
+	r.boots(bootNow(1, token))
+	plain := r.serve(t)
+	client, secure := r.serveTLS(t)
+	var slow []net.Conn
+	t.Cleanup(func() {
+		for _, c := range slow {
+			c.Close()
+		}
+	})
+	for i := range many {
+		at, says := strings.TrimPrefix(plain, "http://"), "GET /boot/52:54:00:00:00:01/boot.ipxe HTTP/1.1\r\nHost: x\r\nX-Slow: "
+		if i%2 == 1 {
+			at, says = strings.TrimPrefix(secure, "https://"), "\x16\x03\x01\x02\x00\x01\x00" // the beginning of a ClientHello
+		}
+		c, err := net.Dial("tcp", at)
+		if err != nil {
+			t.Fatalf("after %d: %v", i, err)
+		}
+		slow = append(slow, c)
+		if _, err := io.WriteString(c, says); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for url, want := range map[string]string{plain + scriptPath: "talos.config=", secure + configPath + token: "v1alpha1"} {
+		res, err := client.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || res.StatusCode != http.StatusOK || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %d %q %v", url, res.StatusCode, body, err)
+		}
+	}
+}

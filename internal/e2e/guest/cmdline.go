@@ -19,6 +19,9 @@ type commandLine struct {
 	configURL string
 	eventSink string
 	wipe      string // talos.experimental.wipe
+	early     string // talos.config.early, joined
+	// clientID switches the device flow on, at these endpoints.
+	clientID, deviceURL, tokenURL string
 	// mac, address and gateway are those of ip=. Without one the address is not
 	// valid.
 	mac     net.HardwareAddr
@@ -41,11 +44,8 @@ func readCommandLine() (*commandLine, error) {
 // demands (pkg/kernel/kspp).
 func parseCommandLine(text string) (*commandLine, error) {
 	words := strings.Fields(text)
-	for i, word := range words {
-		words[i] = strings.TrimSuffix(word, "=") // slab_nomerge= is slab_nomerge
-	}
 	for _, need := range []string{"talos.platform=metal", "slab_nomerge", "pti=on"} {
-		if !slices.Contains(words, need) {
+		if !slices.Contains(words, need) && !slices.Contains(words, need+"=") { // slab_nomerge= is slab_nomerge
 			return nil, fmt.Errorf("the kernel line lacks %s", need)
 		}
 	}
@@ -59,6 +59,14 @@ func parseCommandLine(text string) (*commandLine, error) {
 			c.eventSink = value
 		case "talos.experimental.wipe":
 			c.wipe = value
+		case "talos.config.early":
+			c.early += value
+		case "talos.config.oauth.client_id":
+			c.clientID = value
+		case "talos.config.oauth.device_auth_url":
+			c.deviceURL = value
+		case "talos.config.oauth.token_url":
+			c.tokenURL = value
 		case "ip":
 			if err := c.parseIP(value); err != nil {
 				return nil, fmt.Errorf("%s: %w", word, err)

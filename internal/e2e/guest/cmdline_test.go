@@ -14,11 +14,11 @@ const (
 )
 
 func TestParseCommandLine(t *testing.T) {
-	c, err := parseCommandLine(goodLine + goodIP + " talos.config=http://[fd00::1]:8080/config?a=b talos.events.sink=[fd00::1]:4050 talos.experimental.wipe=system\n")
+	c, err := parseCommandLine(goodLine + goodIP + " talos.config=http://[fd00::1]:8080/config?a=b talos.events.sink=[fd00::1]:4050 talos.experimental.wipe=system talos.config.early=AA talos.config.early=BB== talos.config.oauth.client_id=x talos.config.oauth.device_auth_url=u/d talos.config.oauth.token_url=u/t\n")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.configURL != "http://[fd00::1]:8080/config?a=b" || c.eventSink != "[fd00::1]:4050" || c.wipe != "system" || c.mac.String() != "52:54:00:e2:00:11" ||
+	if c.configURL != "http://[fd00::1]:8080/config?a=b" || c.eventSink != "[fd00::1]:4050" || c.wipe != "system" || c.early != "AABB==" || c.clientID != "x" || c.deviceURL != "u/d" || c.tokenURL != "u/t" || c.mac.String() != "52:54:00:e2:00:11" ||
 		c.address != netip.MustParsePrefix("fd00:7a10:e2e::11/64") || c.gateway != netip.MustParseAddr("fe80::1") {
 		t.Errorf("got %+v", c)
 	}

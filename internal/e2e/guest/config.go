@@ -43,16 +43,17 @@ func acquire(ctx context.Context, console *console, line *commandLine, stored *s
 	if stored != nil {
 		return loadConfig(stored.Config)
 	}
+	roots, err := trusted(line.early)
+	if err != nil {
+		return nil, err
+	}
+	client := httpClient(roots)
 	// What Talos' controllers wait when they start over (cenkalti/backoff).
 	wait := 500 * time.Millisecond
 	for {
-		raw, err := download(ctx, console, line.configURL)
-		if err != nil {
-			return nil, err
-		}
-		c, err := loadConfig(raw)
-		if err == nil {
-			return c, nil
+		c, err := fetch(ctx, console, line, client)
+		if err == nil || ctx.Err() != nil {
+			return c, err
 		}
 		console.say("config refused: %v", err)
 		if err := sleep(ctx, time.Duration(float64(wait)*(0.5+rand.Float64()))); err != nil {
@@ -62,11 +63,21 @@ func acquire(ctx context.Context, console *console, line *commandLine, stored *s
 	}
 }
 
+func fetch(ctx context.Context, console *console, line *commandLine, client *http.Client) (*machineConfig, error) {
+	authorization, err := authorize(ctx, console, line, client)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := download(ctx, console, client, line.configURL, authorization)
+	if err != nil {
+		return nil, err
+	}
+	return loadConfig(raw)
+}
+
 // download asks until the answer is 200 or 204, with Talos' gaps: (2^n-1)/2 s
 // and up to 1 s more, without a cap (pkg/download).
-func download(ctx context.Context, console *console, url string) ([]byte, error) {
-	const attempt = 3 * time.Minute // Talos' limit of one try
-	client := &http.Client{Timeout: attempt, Transport: &http.Transport{DisableKeepAlives: true}}
+func download(ctx context.Context, console *console, client *http.Client, url, authorization string) ([]byte, error) {
 	for n := range 14 { // 3 h
 		gap := time.Duration(1<<n-1) * 500 * time.Millisecond
 		if n > 0 {
@@ -75,7 +86,7 @@ func download(ctx context.Context, console *console, url string) ([]byte, error)
 		if err := sleep(ctx, gap); err != nil {
 			return nil, err
 		}
-		body, err := get(ctx, client, url)
+		body, err := get(ctx, client, url, authorization)
 		if err == nil {
 			return body, nil
 		}
@@ -84,10 +95,16 @@ func download(ctx context.Context, console *console, url string) ([]byte, error)
 	return nil, errors.New("no config after 3 h")
 }
 
-func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
+func get(ctx context.Context, client *http.Client, url, authorization string) ([]byte, error) {
+	const attempt = 3 * time.Minute // Talos' limit of one try
+	ctx, cancel := context.WithTimeout(ctx, attempt)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
+	}
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
 	}
 	res, err := client.Do(req)
 	if err != nil {
