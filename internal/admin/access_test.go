@@ -82,8 +82,9 @@ var bodies = map[string]string{
 	"create-cluster": `{"name":"new","endpoint":"https://[2001:db8::2]:6443"}`, "import-cluster": `{"secrets":"cluster: {}","name":"new"}`,
 	"put-cluster": other, "patch-cluster": `{"dns":["2001:db8::53"]}`,
 	"reset-cluster": `{"confirm":"other"}`, "explain": `{"hex":"01abcdef"}`,
-	"apply":        `{"machines":[{"name":"w-b","macs":["52-54-00-00-00-0b"],"role":"worker","cluster":"other","labels":{"a":"b"}}]}`,
-	"put-image":    fmt.Sprintf(`{"kernel":{"sha256":%q,"size":1},"initramfs":{"sha256":%q,"size":1}}`, sha("x"), sha("x")),
+	"apply":           `{"machines":[{"name":"w-b","macs":["52-54-00-00-00-0b"],"role":"worker","cluster":"other","labels":{"a":"b"}}]}`,
+	"put-image":       fmt.Sprintf(`{"kernel":{"sha256":%q,"size":1},"initramfs":{"sha256":%q,"size":1}}`, sha("x"), sha("x")),
+	"decide-approval": `{"approve":true}`, "adopt-machine": `{"name":"new","role":"worker","cluster":"other"}`,
 	"create-token": `{"name":"new","role":"read"}`, "create-client-certificate": `{"name":"new","role":"read"}`,
 }
 

@@ -17,6 +17,29 @@ func (s *Server) approvalRoutes(doc huma.API) {
 	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "decide-approval", Method: http.MethodPost, Path: "/approvals/{code}", Tags: tags,
 		Summary: "Approve or deny a machine", Description: "By the code that its console shows. 409 when it was decided the other way, or the code has expired."},
 		s.decideApproval, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "adopt-machine", Method: http.MethodPost, Path: "/discovered/{code}/adopt", Tags: []string{"machines"},
+		Summary: "Register a machine that waits to be adopted", Description: "By the code that its console shows. It goes on with its boot within half a minute.", DefaultStatus: http.StatusCreated},
+		s.adoptMachine, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
+}
+
+// CodePath is a code as the console of a machine shows it.
+type CodePath struct {
+	Code string `path:"code" doc:"As the console of the machine shows it; small letters and blanks do no harm" example:"WDJB-MJHT" maxLength:"32"`
+}
+
+func (s *Server) adoptMachine(ctx context.Context, in *struct {
+	CodePath
+	Body api.Adoption
+}) (*createdMachine, error) {
+	st, err := s.inv.StrangerByCode(ctx, in.Code)
+	if err != nil {
+		return nil, err
+	}
+	spec := api.MachineSpec{Name: in.Body.Name, MACs: []string{string(st.MAC)}, Role: in.Body.Role, Cluster: in.Body.Cluster, Address: in.Body.Address, Labels: in.Body.Labels}
+	if spec.Address == "" {
+		spec.Subnet = st.Subnet
+	}
+	return s.createMachine(ctx, &struct{ Body api.MachineSpec }{spec})
 }
 
 func (s *Server) listApprovals(ctx context.Context, _ *struct{}) (*struct{ Body api.List[api.Approval] }, error) {
@@ -47,7 +70,7 @@ func approvalOf(p *inventory.PendingApproval) api.Approval {
 }
 
 func (s *Server) decideApproval(ctx context.Context, in *struct {
-	Code string `path:"code" doc:"As the console of the machine shows it; small letters and blanks do no harm" example:"WDJB-MJHT" maxLength:"32"`
+	CodePath
 	Body api.Decision
 }) (*struct{ Body api.Approval }, error) {
 	by := "somebody"

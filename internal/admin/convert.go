@@ -254,7 +254,8 @@ func imageOf(i *inventory.Image) api.Image {
 
 func strangerOf(st inventory.Stranger) api.Stranger {
 	return api.Stranger{
-		MAC: string(st.MAC), UUID: st.UUID, Arch: string(st.Arch), Client: string(st.Client), Relay: text(st.Relay),
+		Code: inventory.AdoptionCode(st.MAC),
+		MAC:  string(st.MAC), UUID: st.UUID, Arch: string(st.Arch), Client: string(st.Client), Relay: text(st.Relay),
 		Port: st.Port, Subnet: st.Subnet, FirstSeen: st.FirstSeen, LastSeen: st.LastSeen,
 	}
 }

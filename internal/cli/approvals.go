@@ -3,6 +3,7 @@ package cli
 import (
 	"io"
 	"net/http"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -53,6 +54,38 @@ func (a *app) approveCommand() *cobra.Command {
 			return err
 		}
 		return out.print(cmd, p, func(w io.Writer) { row(w, p.Machine+" of "+p.Cluster+", at "+p.Peer+", is "+p.State) })
+	}
+	return cmd
+}
+
+func (a *app) adoptCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "adopt CODE --name NAME --role ROLE", Short: "Register a machine that waits for it, by the code that its console shows", Args: cobra.ExactArgs(1),
+		Long: "Register a machine that nobody registered and that waits in its boot loader, on a subnet with `adopt: true`. It goes\n" +
+			"on with its boot within half a minute. `provisiond discovered` lists the codes, too.",
+		Example: "  provisiond adopt WDJB-MJHT --name w-7 --role worker --cluster prod",
+	}
+	var spec api.Adoption
+	f := cmd.Flags()
+	f.StringVar(&spec.Name, "name", "", "its name, and host name")
+	f.StringVar(&spec.Role, "role", "", "controlplane or worker")
+	f.StringVar(&spec.Cluster, "cluster", "", "its cluster")
+	f.StringVar(&spec.Address, "address", "", "its one stable IPv6 address (default: allocated)")
+	f.StringToStringVar(&spec.Labels, "label", nil, "label KEY=VALUE (repeat)")
+	_, _ = cmd.MarkFlagRequired("name"), cmd.MarkFlagRequired("role") // the flags are there
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		var m api.Machine
+		if err := c.call(cmd.Context(), http.MethodPost, path("discovered", args[0], "adopt"), nil, spec, &m); err != nil {
+			return err
+		}
+		return out.print(cmd, m, func(w io.Writer) {
+			row(w, "registered "+m.Name+", "+strings.Join(m.MACs, " ")+", as "+m.Role+" with address "+m.Address)
+		})
 	}
 	return cmd
 }

@@ -229,6 +229,12 @@ func TestScripts(t *testing.T) {
 					ts.Check(err)
 				}
 			},
+			// solicits MAC: firmware of the machine asks for an address.
+			"solicits": func(ts *testscript.TestScript, _ bool, args []string) {
+				keeper := ts.Value(keeperKey{}).(*inventory.Keeper)
+				_, err := keeper.Record(context.Background(), inventory.Event{Kind: inventory.Solicited, MAC: inventory.MAC(args[0]), Client: inventory.FirmwarePXE, XID: 7})
+				ts.Check(err)
+			},
 			// asks MAC CODE: the machine waits to be approved, and shows the code.
 			"asks": func(ts *testscript.TestScript, _ bool, args []string) {
 				keeper := ts.Value(keeperKey{}).(*inventory.Keeper)

@@ -185,9 +185,9 @@ func (a *app) discoveredCommand() *cobra.Command {
 			return err
 		}
 		return out.print(cmd, strangers, func(w io.Writer) {
-			row(w, "MAC", "ARCH", "CLIENT", "SUBNET", "RELAY", "PORT", "FIRST SEEN", "LAST SEEN", "UUID")
+			row(w, "MAC", "CODE", "ARCH", "CLIENT", "SUBNET", "RELAY", "PORT", "FIRST SEEN", "LAST SEEN", "UUID")
 			for _, s := range strangers {
-				row(w, s.MAC, s.Arch, s.Client, s.Subnet, s.Relay, s.Port, when(s.FirstSeen), when(s.LastSeen), s.UUID)
+				row(w, s.MAC, s.Code, s.Arch, s.Client, s.Subnet, s.Relay, s.Port, when(s.FirstSeen), when(s.LastSeen), s.UUID)
 			}
 		})
 	}

@@ -76,6 +76,7 @@ type rawSubnet struct {
 	Machines             string                 `yaml:"machines"`
 	Pool                 string                 `yaml:"pool"`
 	Strangers            bool                   `yaml:"strangers"`
+	Adopt                bool                   `yaml:"adopt"`
 	Reserved             []string               `yaml:"reserved"`
 	Gateway              netip.Addr             `yaml:"gateway"`
 	DNS                  []netip.Addr           `yaml:"dns"`
@@ -493,7 +494,7 @@ func (c *Config) checkPorts() error {
 
 func (rs rawSubnet) subnet(at string) (inventory.Subnet, error) {
 	s := inventory.Subnet{
-		Name: rs.Name, Prefix: rs.Prefix, Interface: rs.Interface, Strangers: rs.Strangers,
+		Name: rs.Name, Prefix: rs.Prefix, Interface: rs.Interface, Strangers: rs.Strangers, Adopt: rs.Adopt,
 		Gateway: rs.Gateway, DNS: rs.DNS, Domains: rs.Domains, Preferred: rs.Preferred, Valid: rs.Valid,
 		Renew: rs.Renew, Rebind: rs.Rebind, Preference: 255,
 	}

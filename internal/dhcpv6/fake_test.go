@@ -27,6 +27,7 @@ type rack struct {
 	freed   []string
 	failing map[string]error // by method name
 	relays  []netip.Prefix   // of the first subnet
+	adopt   bool             // on the first subnet
 }
 
 func (r *rack) fail(method string, err error) { r.failing[method] = err }
@@ -139,7 +140,7 @@ func (r *rack) Registered(mac inventory.MAC) bool {
 
 func (r *rack) Subnets() []inventory.Subnet {
 	n := testSubnets()
-	n[0].Relays = r.relays
+	n[0].Relays, n[0].Adopt = r.relays, r.adopt
 	return n
 }
 

@@ -3,6 +3,7 @@ package dhcpv6
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -112,6 +113,25 @@ func TestRelays(t *testing.T) {
 	} {
 		if out, err := newServer(t, r, nil).handle(t.Context(), in); err != nil || len(out.data) == 0 {
 			t.Errorf("%s: no answer: %v", name, err)
+		}
+	}
+}
+
+// TestAdoption: an unregistered machine is sent to its boot loader where it is to wait
+// there, and else is given an address and nothing more.
+func TestAdoption(t *testing.T) {
+	for _, adopt := range []bool{false, true} {
+		r := newRack()
+		r.adopt = adopt
+		stranger(r)
+		for _, c := range []client{ovmfPXE, ipxeSARR} {
+			out, err := newServer(t, r, nil).handle(t.Context(), direct(installMAC, c.first()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Contains(string(out.data), "tftp://") || strings.Contains(string(out.data), "http://"); got != adopt {
+				t.Errorf("adopt %t: a URL: %t", adopt, got)
+			}
 		}
 	}
 }

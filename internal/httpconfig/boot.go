@@ -58,6 +58,9 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 		text(w, http.StatusOK, retryScript("the inventory does not answer", again, later))
 		return
 	}
+	if view.Machine == nil && s.adopt(w, r, e) {
+		return
+	}
 	plan := inventory.PlanScript(view, retry)
 	e.Plan, e.Message = plan.Action, plan.Reason
 	if view.Machine != nil {
@@ -159,6 +162,25 @@ func (s *Server) hold(w http.ResponseWriter, r *http.Request, e inventory.Event,
 	if e.Machine != "" || s.refusals.Allow() {
 		s.record(r.Context(), e)
 	}
+}
+
+// adopt has an unregistered machine wait until somebody registers it, where that is
+// wanted: its next script is of what it is by then.
+func (s *Server) adopt(w http.ResponseWriter, r *http.Request, e inventory.Event) bool {
+	adopts, err := s.Inventory.Adopts(r.Context(), e.MAC)
+	if err != nil {
+		s.log.Error().Err(err).Str("mac", string(e.MAC)).Msg("cannot look up who asks for a script")
+	}
+	if !adopts {
+		return false
+	}
+	code := inventory.AdoptionCode(e.MAC)
+	s.junk.Info().Str("mac", string(e.MAC)).Str("code", code).Stringer("peer", e.Peer).Msg("an unregistered machine waits to be adopted")
+	text(w, http.StatusOK, retryScript(string(e.MAC)+" is not registered. Its code is "+code+": provisiond adopt "+code, s.again(e), later))
+	if e.Plan, e.Message = inventory.Hold, "waits to be adopted"; s.refusals.Allow() {
+		s.record(r.Context(), e)
+	}
+	return true
 }
 
 // foreign refuses the script of a machine to an address that is none of its own. It

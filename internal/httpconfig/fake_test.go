@@ -45,6 +45,7 @@ type keeper struct {
 	events  []inventory.Event
 	watches map[chan struct{}]bool
 
+	adopts                         bool
 	viewErr, recordErr, addressErr error
 	onRecord                       func(e inventory.Event) // before it is in effect
 }
@@ -100,6 +101,12 @@ func (k *keeper) MachineByAddress(_ context.Context, a netip.Addr) (inventory.Vi
 		return k.view, nil
 	}
 	return inventory.View{}, nil
+}
+
+func (k *keeper) Adopts(_ context.Context, mac inventory.MAC) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.adopts, k.viewErr
 }
 
 func (k *keeper) Images(context.Context) ([]inventory.Image, error) {

@@ -299,3 +299,29 @@ func TestWipeIsClaimedOnce(t *testing.T) {
 		t.Errorf("who comes from another boot is told\n%s", script)
 	}
 }
+
+// TestAdoption: an unregistered machine waits in its boot loader where that is wanted,
+// and goes on once somebody registered it.
+func TestAdoption(t *testing.T) {
+	r := newRack(t)
+	const stranger = "/boot/52:54:00:00:00:99/boot.ipxe?arch=x86_64"
+	code := inventory.AdoptionCode("52:54:00:00:00:99")
+	from := inventory.MAC("52:54:00:00:00:99").LinkLocal()
+	if body := r.ask("GET", stranger, from).Body.String(); strings.Contains(body, code) || !strings.Contains(body, "exit 1") {
+		t.Errorf("where nobody is adopted:\n%s", body)
+	}
+	r.keeper.adopts = true
+	body := r.ask("GET", stranger, from).Body.String()
+	if !strings.Contains(body, "is not registered. Its code is "+code) || !strings.Contains(body, "chain --replace") || strings.Contains(body, "kernel http:") {
+		t.Errorf("a stranger is answered\n%s", body)
+	}
+	r.keeper.change(func(v *inventory.View) { v.Machine.MACs = append(v.Machine.MACs, "52:54:00:00:00:99") })
+	if body := r.ask("GET", stranger, from).Body.String(); !strings.Contains(body, "kernel http:") {
+		t.Errorf("once it is registered:\n%s", body)
+	}
+	r.keeper.change(func(v *inventory.View) { v.Machine.MACs = v.Machine.MACs[:2] })
+	r.keeper.viewErr = errors.New("away")
+	if body := r.ask("GET", stranger, from).Body.String(); strings.Contains(body, code) {
+		t.Errorf("while the inventory is away:\n%s", body)
+	}
+}

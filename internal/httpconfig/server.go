@@ -57,6 +57,8 @@ type Inventory interface {
 	// address, a lease, or one made of a MAC of its own. The view's Machine is nil when
 	// it is nobody's.
 	MachineByAddress(ctx context.Context, a netip.Addr) (inventory.View, error)
+	// Adopts reports whether an unregistered NIC is to wait until it is registered.
+	Adopts(ctx context.Context, mac inventory.MAC) (bool, error)
 	// Images lists the boot images.
 	Images(ctx context.Context) ([]inventory.Image, error)
 	// Watch returns a channel that receives after changes, several of which may

@@ -3,6 +3,7 @@ package inventory
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -210,17 +211,21 @@ const userCodeLetters = "BCDFGHJKLMNPQRSTVWXZ"
 
 // NewUserCode makes a code such as WDJB-MJHT, of 34 random bits.
 func NewUserCode() string {
-	const fair = 256 - 256%len(userCodeLetters) // above it some letters would come more often
+	var random [32]byte
+	_, _ = rand.Read(random[:]) // never fails (crypto/rand)
+	return userCode(random[:])
+}
+
+// userCode writes the first 34 bits of a number of at least 8 octets as a code.
+func userCode(b []byte) string {
+	n := binary.BigEndian.Uint64(b)
 	code := make([]byte, 0, 9)
 	for len(code) < cap(code) {
-		var r [1]byte
-		_, _ = rand.Read(r[:]) // never fails (crypto/rand)
-		switch {
-		case len(code) == 4:
+		if len(code) == 4 {
 			code = append(code, '-')
-		case int(r[0]) < fair:
-			code = append(code, userCodeLetters[int(r[0])%len(userCodeLetters)])
 		}
+		code = append(code, userCodeLetters[n%uint64(len(userCodeLetters))])
+		n /= uint64(len(userCodeLetters))
 	}
 	return string(code)
 }

@@ -28,17 +28,18 @@ type Subnet struct {
 	// Pool is the range for strangers, and for the second address that firmware
 	// asks for beside the machine's own.
 	Pool Range
-	// Strangers says whether an unregistered machine gets an address at all.
-	Strangers bool
-	Reserved  []Range    // never handed out: routers, the server
-	Gateway   netip.Addr // the machines' default router; may be link-local; invalid: none
-	DNS       []netip.Addr
-	Domains   []string
-	NTP       []netip.Addr  // of time servers, or multicast
-	NTPNames  []string      // of time servers
-	Options   []Option      // for clients of this subnet, beside the server's own
-	Preferred time.Duration // preferred lifetime of an address
-	Valid     time.Duration // valid lifetime, at least Preferred
+	// Strangers says whether an unregistered machine gets an address at all; Adopt, whether
+	// it is to wait in its boot loader, with a code on its console, until it is registered.
+	Strangers, Adopt bool
+	Reserved         []Range    // never handed out: routers, the server
+	Gateway          netip.Addr // the machines' default router; may be link-local; invalid: none
+	DNS              []netip.Addr
+	Domains          []string
+	NTP              []netip.Addr  // of time servers, or multicast
+	NTPNames         []string      // of time servers
+	Options          []Option      // for clients of this subnet, beside the server's own
+	Preferred        time.Duration // preferred lifetime of an address
+	Valid            time.Duration // valid lifetime, at least Preferred
 	// Renew and Rebind are T1 and T2 (RFC 8415 section 14.2): when a client turns to
 	// us, and when to any server. 0: half, and four fifths, of Preferred.
 	Renew, Rebind time.Duration
@@ -171,6 +172,9 @@ func (s *Subnet) Validate() error {
 	}
 	if s.Strangers && s.Pool.IsZero() {
 		return fieldErr("pool", "give a range, or set strangers to false", "strangers are to get an address and there is no pool")
+	}
+	if s.Adopt && !s.Strangers {
+		return fieldErr("adopt", "set strangers, too", "an unregistered machine without an address cannot wait to be adopted")
 	}
 	if g := s.Gateway; g.IsValid() && (!g.Is6() || !g.IsLinkLocalUnicast() && !s.Prefix.Contains(g)) {
 		return fieldErr("gateway", "an address of the subnet, or the router's link-local one", "%s is not on the link", g)

@@ -146,8 +146,18 @@ type ConfigApplied struct {
 	Said    string `json:"said" doc:"Talos' own words"`
 }
 
+// Adoption registers an unregistered machine, by the code that its console shows.
+type Adoption struct {
+	Name    string            `json:"name" doc:"Name of the machine, and its host name: a DNS label" example:"w-7"`
+	Role    string            `json:"role" enum:"controlplane,worker"`
+	Cluster string            `json:"cluster,omitempty" doc:"Its cluster; left out: it is known and held"`
+	Address string            `json:"address,omitempty" doc:"Its one stable IPv6 address; left out: allocated"`
+	Labels  map[string]string `json:"labels,omitempty"`
+}
+
 // Stranger is a NIC that was seen and belongs to no registered machine.
 type Stranger struct {
+	Code      string    `json:"code" doc:"What its console shows, where it waits to be adopted"`
 	MAC       string    `json:"mac"`
 	UUID      string    `json:"uuid,omitempty"`
 	Arch      string    `json:"arch,omitempty"`
