@@ -4,6 +4,8 @@
 # make e2e      real UEFI firmware in QEMU against the real daemon (root)
 # make bench    the benchmarks, each a ratio against something in the same run
 # make lint     go vet, golangci-lint, gofmt
+# make vuln     known vulnerabilities in what we call (govulncheck)
+# make sbom     what is in the binary, as CycloneDX: bin/provisiond.cdx.json
 # make fuzz     every fuzz target for a while (FUZZTIME=30s)
 
 GO       ?= go
@@ -12,7 +14,10 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.2
 FUZZTIME ?= 30s
 
-.PHONY: all build demo test unit e2e bench lint fuzz clean
+GOVULNCHECK := $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0
+CYCLONEDX   := $(GO) run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+
+.PHONY: all build demo test unit e2e bench lint vuln sbom fuzz clean
 
 all: build
 
@@ -26,7 +31,7 @@ demo: build
 # with clients that others wrote. CI must leave nothing out; elsewhere what is left
 # out is said.
 E2E_NEEDS    := qemu-system-x86_64 tshark mformat dhcrelay radvd
-CLIENT_NEEDS := tftp atftp dhclient dhcpcd dhcp6c dhcrelay sysctl /lib/systemd/systemd-networkd
+CLIENT_NEEDS := ip curl tftp atftp dhclient dhcpcd dhcp6c dhcrelay sysctl /lib/systemd/systemd-networkd
 
 test: unit
 	@lacks() { test "$$(id -u)" = 0 || echo root; for p in $$*; do command -v $$p >/dev/null || echo $$p; done; }; \
@@ -58,6 +63,17 @@ lint:
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./internal/e2e/...
 	$(GOLANGCI) run ./...
+
+# Without its database there is nothing to check against, which is said.
+vuln:
+	@out=$$($(GOVULNCHECK) ./cmd/provisiond 2>&1) && echo "$$out" || { \
+		echo "$$out" | grep -q 'fetching vulnerabilities' || { echo "$$out"; exit 1; }; \
+		echo "*** LEFT OUT: known vulnerabilities. The database of govulncheck cannot be reached."; \
+	}
+
+sbom:
+	@mkdir -p bin
+	$(CYCLONEDX) app -json -output bin/provisiond.cdx.json -main cmd/provisiond .
 
 fuzz:
 	@grep -rlE '^func Fuzz' --include='*_test.go' internal | while read -r f; do \
