@@ -17,9 +17,22 @@ func (s *Server) approvalRoutes(doc huma.API) {
 	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "decide-approval", Method: http.MethodPost, Path: "/approvals/{code}", Tags: tags,
 		Summary: "Approve or deny a machine", Description: "By the code that its console shows. 409 when it was decided the other way, or the code has expired."},
 		s.decideApproval, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
+	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "acknowledge-alarm", Method: http.MethodDelete, Path: "/machines/{machine}/alarm", Tags: []string{"machines"},
+		Summary: "Say that somebody has looked into the alarms of a machine", Description: "Its keys may still be out: a reset of its cluster makes others."},
+		s.acknowledgeAlarm, http.StatusNotFound, http.StatusInsufficientStorage)
 	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "adopt-machine", Method: http.MethodPost, Path: "/discovered/{code}/adopt", Tags: []string{"machines"},
 		Summary: "Register a machine that waits to be adopted", Description: "By the code that its console shows. It goes on with its boot within half a minute.", DefaultStatus: http.StatusCreated},
 		s.adoptMachine, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
+}
+
+func (s *Server) acknowledgeAlarm(ctx context.Context, in *MachinePath) (*struct{}, error) {
+	v, err := s.inv.Machine(ctx, in.Ref)
+	if err != nil {
+		return nil, err
+	}
+	callOf(ctx).remark = v.Facts.Alarm()
+	_, err = s.inv.Record(ctx, inventory.Event{Kind: inventory.AlarmSeen, Machine: v.Machine.Name})
+	return nil, err
 }
 
 // CodePath is a code as the console of a machine shows it.

@@ -89,3 +89,17 @@ func (a *app) adoptCommand() *cobra.Command {
 	}
 	return cmd
 }
+
+func (a *app) machineAcknowledge() *cobra.Command {
+	return &cobra.Command{
+		Use: "acknowledge MACHINE", Short: "Say that you have looked into the alarms of a machine", Args: cobra.ExactArgs(1),
+		Long: "Take the alarms of a machine off the list. Its keys may be out all the same: `provisiond cluster reset` makes others.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			return c.call(cmd.Context(), http.MethodDelete, path("machines", args[0], "alarm"), nil, nil, nil)
+		},
+	}
+}

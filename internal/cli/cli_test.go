@@ -235,12 +235,13 @@ func TestScripts(t *testing.T) {
 				_, err := keeper.Record(context.Background(), inventory.Event{Kind: inventory.Solicited, MAC: inventory.MAC(args[0]), Client: inventory.FirmwarePXE, XID: 7})
 				ts.Check(err)
 			},
-			// asks MAC CODE: the machine waits to be approved, and shows the code.
+			// asks MAC CODE [ADDRESS]: the machine waits to be approved, and shows the code.
 			"asks": func(ts *testscript.TestScript, _ bool, args []string) {
 				keeper := ts.Value(keeperKey{}).(*inventory.Keeper)
+				from := append(args, "2001:db8::9")[2]
 				for _, e := range []inventory.Event{
 					{Kind: inventory.Solicited, Client: inventory.FirmwarePXE, XID: 7},
-					{Kind: inventory.ApprovalAsked, Code: args[1], Peer: netip.MustParseAddr("2001:db8::9"), Expires: time.Now().Add(time.Hour)},
+					{Kind: inventory.ApprovalAsked, Code: args[1], Peer: netip.MustParseAddr(from), Expires: time.Now().Add(time.Hour)},
 				} {
 					e.MAC = inventory.MAC(args[0])
 					_, err := keeper.Record(context.Background(), e)

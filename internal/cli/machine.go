@@ -18,7 +18,7 @@ import (
 
 func (a *app) machineCommand() *cobra.Command {
 	cmd := Group("machine", "Register, change and look at machines",
-		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineLogs(), a.machineDelete(), a.machineReimage(), a.machineConfig(), a.machineDiff(), a.machineApply())
+		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineLogs(), a.machineDelete(), a.machineReimage(), a.machineAcknowledge(), a.machineConfig(), a.machineDiff(), a.machineApply())
 	cmd.Aliases = []string{"machines"}
 	return cmd
 }

@@ -118,6 +118,10 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 			b.Alarm = fmt.Sprintf("%s, which is no address of the machine, showed the token of boot %d: it got nothing, but somebody listens", e.Peer, b.Number)
 			return true
 		}
+	case AlarmSeen:
+		for i := range f.Boots {
+			tells = set(&f.change(i).Alarm, "") || tells
+		}
 	case ConfigApplied:
 		return configApplied(f, e)
 	case Reported:

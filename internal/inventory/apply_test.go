@@ -353,6 +353,8 @@ func TestAlarm(t *testing.T) {
 		"stolen":             {[]Event{{Kind: TokenStolen, Boot: 1, Peer: b}}, "fe80::5054:ff:fe00:1, which is no address of the machine"},
 		"stolen from nobody": {[]Event{{Kind: TokenStolen, Boot: 9, Peer: b}}, ""},
 		"the first counts":   {[]Event{{Kind: TokenStolen, Boot: 1, Peer: b}, {Kind: ConfigServed, Peer: a}, {Kind: ConfigServed, Peer: b}}, "showed the token of boot 1"},
+		"seen":               {[]Event{{Kind: TokenStolen, Boot: 1, Peer: b}, {Kind: AlarmSeen}}, ""},
+		"seen, and another":  {[]Event{{Kind: ConfigServed, Peer: a}, {Kind: ConfigServed, Peer: b}, {Kind: AlarmSeen}, {Kind: TokenStolen, Boot: 1, Peer: b}}, "showed the token of boot 1"},
 		"in a boot before":   {[]Event{{Kind: TokenStolen, Boot: 1, Peer: b}, {Kind: ConfigServed, Peer: a}, {Kind: Solicited, Client: FirmwarePXE, XID: 2, Time: t0.Add(time.Hour)}}, "showed the token of boot 1"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -97,6 +97,7 @@ const (
 	ImageRemoved   Kind = "image-removed"
 	ApprovalGiven  Kind = "approval-given"
 	ApprovalDenied Kind = "approval-denied"
+	AlarmSeen      Kind = "alarm-seen"   // somebody has looked into the alarms of a machine
 	SecretsRead    Kind = "secrets-read" // talosconfig, kubeconfig or an unredacted config left
 )
 
