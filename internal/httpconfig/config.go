@@ -98,7 +98,7 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *fetch {
 		return nil
 	}
 	f := &fetch{mac: mac, token: param(r, "token"), peer: peerOf(r), plain: r.TLS == nil, bearer: bearer(r)}
-	if !s.lab(f.peer) && !s.guesses.allowed(f.peer) {
+	if !s.lab(f.peer) && !s.guessers.allowed(f.peer) {
 		text(w, http.StatusTooManyRequests, "too many refused requests\n")
 		return nil
 	}
@@ -107,9 +107,10 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *fetch {
 
 // refused is for a request that is not to be tried again.
 func (s *Server) refused(r *http.Request, f *fetch) {
-	s.guesses.wrong(f.peer)
+	s.guessers.wrong(f.peer)
 	f.log(s.junk.Warn(), "config refused")
-	if s.refusals.Allow() {
+	// No flood of guesses hides that a token was stolen.
+	if news := f.stolen && f.boot.Alarm == ""; news || s.guessed.wrong(f.mac) && s.refusals.Allow() {
 		s.note(f, audit.Refused, f.reason)
 		if f.machine() != "" {
 			s.recordRefusal(r.Context(), f)

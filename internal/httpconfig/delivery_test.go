@@ -190,10 +190,20 @@ func TestGuessesAreLimited(t *testing.T) {
 	if w := r.ask(http.MethodGet, configPath+token, stable); w.Code != 200 {
 		t.Errorf("the machine gets %d", w.Code)
 	}
-	for i := range 2 * maxGuessers {
-		r.guesses.wrong(netip.AddrFrom16([16]byte{0x20, 1, 14: byte(i >> 8), 15: byte(i)}))
+	// However many addresses try one machine, they do not fill the trail for all.
+	for i := range 20 * guessBurst {
+		r.ask(http.MethodGet, configPath+"wrong", netip.AddrFrom16([16]byte{0x20, 1, 14: byte(i >> 8), 15: byte(i)}))
 	}
-	if n := len(r.guesses.by); n > maxGuessers {
+	if n := len(r.trail); n > 2*guessBurst {
+		t.Errorf("%d lines in the trail", n)
+	}
+	if r.ask(http.MethodGet, configPath+token, inventory.MAC("52:54:00:00:00:77").LinkLocal()); !strings.Contains(r.keeper.view.Facts.Alarm(), "fe80::5054:ff:fe00:77") {
+		t.Errorf("a stolen token among them: alarm %q", r.keeper.view.Facts.Alarm())
+	}
+	for i := range 2 * maxGuessed {
+		r.guessers.wrong(netip.AddrFrom16([16]byte{0x20, 1, 14: byte(i >> 8), 15: byte(i)}))
+	}
+	if n := len(r.guessers.by); n > maxGuessed {
 		t.Errorf("remembers %d addresses", n)
 	}
 }

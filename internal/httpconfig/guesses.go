@@ -1,7 +1,6 @@
 package httpconfig
 
 import (
-	"net/netip"
 	"sync"
 	"time"
 
@@ -9,42 +8,44 @@ import (
 )
 
 const (
-	// guessBurst refused requests for configs are free to an address, then one every
-	// guessEvery. A machine that holds an old token makes a dozen in its first hour.
+	// guessBurst refused requests for configs are free, from an address and for a NIC,
+	// then one every guessEvery. A machine that holds an old token makes a dozen in its
+	// first hour.
 	guessBurst = 30
 	guessEvery = 10 * time.Second
-	// maxGuessers bounds the memory. Whoever has so many addresses begins anew.
-	maxGuessers = 4096
+	// maxGuessed bounds the memory. Whoever has so many addresses begins anew.
+	maxGuessed = 4096
 )
 
-// guesses keeps addresses whose requests for configs are refused again and again from
-// costing us anything. A token of 128 random bits is not guessed; but it may be tried.
-type guesses struct {
+// guesses counts refused requests for configs, by who makes them or by what they are
+// for. A token of 128 random bits is not guessed; but it may be tried, and that must
+// cost us little.
+type guesses[K comparable] struct {
 	mu sync.Mutex
-	by map[netip.Addr]*rate.Limiter
+	by map[K]*rate.Limiter
 }
 
-func newGuesses() *guesses { return &guesses{by: map[netip.Addr]*rate.Limiter{}} }
+func newGuesses[K comparable]() *guesses[K] { return &guesses[K]{by: map[K]*rate.Limiter{}} }
 
-// allowed reports whether an address may still be looked at.
-func (g *guesses) allowed(a netip.Addr) bool {
+// allowed reports whether there may be another.
+func (g *guesses[K]) allowed(k K) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	l := g.by[a]
+	l := g.by[k]
 	return l == nil || l.Tokens() >= 1
 }
 
-// wrong counts a request that was refused.
-func (g *guesses) wrong(a netip.Addr) {
+// wrong counts one, and reports whether it was allowed.
+func (g *guesses[K]) wrong(k K) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	l := g.by[a]
+	l := g.by[k]
 	if l == nil {
-		if len(g.by) >= maxGuessers {
+		if len(g.by) >= maxGuessed {
 			clear(g.by)
 		}
 		l = rate.NewLimiter(rate.Every(guessEvery), guessBurst)
-		g.by[a] = l
+		g.by[k] = l
 	}
-	l.Allow()
+	return l.Allow()
 }

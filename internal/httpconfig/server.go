@@ -124,10 +124,11 @@ type Server struct {
 	log    zerolog.Logger
 	junk   zerolog.Logger // rate-limited: anyone on the network can cause these lines
 
-	refusals *rate.Limiter // of events that anyone can cause
-	guesses  *guesses
-	held     chan struct{} // one for each config request that waits
-	buffers  sync.Pool     // of *bytes.Buffer, to send configs from
+	refusals *rate.Limiter           // of events that anyone can cause
+	guessers *guesses[netip.Addr]    // who is refused again and again is not looked at
+	guessed  *guesses[inventory.MAC] // whose refusals are too many to be noted one by one
+	held     chan struct{}           // one for each config request that waits
+	buffers  sync.Pool               // of *bytes.Buffer, to send configs from
 }
 
 // New makes a server. It does no I/O.
@@ -143,7 +144,8 @@ func New(c Config, d Deps, log zerolog.Logger) *Server {
 		log:      log,
 		junk:     log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second}),
 		refusals: rate.NewLimiter(5, 50),
-		guesses:  newGuesses(),
+		guessers: newGuesses[netip.Addr](),
+		guessed:  newGuesses[inventory.MAC](),
 		held:     make(chan struct{}, maxHeld),
 	}
 	both := func(route string, h http.HandlerFunc) {
