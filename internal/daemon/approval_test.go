@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -74,8 +73,7 @@ func TestApproval(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	url := "https://" + l.daemon.Addrs().HTTPS.String() + "/config/52:54:00:00:00:01/" + v.Facts.Current().Token
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	url, client := l.configURL(v), l.client()
 	for _, header := range []string{"", "Bearer x", "Basic " + codes["cp-1"]} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 		if err != nil {

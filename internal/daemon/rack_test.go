@@ -335,6 +335,7 @@ func TestRack(t *testing.T) {
 	runRack(t, r)
 	verify(t, k, r)
 	l.checkLogs(t, k)
+	l.checkReplay(t, k)
 }
 
 // TestEveryFirmware boots racks of each firmware, architecture and generation
