@@ -127,6 +127,17 @@ func TestAttacksOnTheSegment(t *testing.T) {
 			t.Errorf("%s is given the script of cp-1:\n%s", host, body)
 		}
 	}
+	// Nor one who takes the address of the machine while that is off, by hand or as a
+	// lease that he asks for in its name.
+	s.in("cp", "ip", "link", "set", "nic0", "down")
+	s.in("evil", "ip", "addr", "add", "2001:db8:1::100/64", "dev", "nic0")
+	if _, body := s.get("evil", script, "--interface", "2001:db8:1::100"); strings.Contains(body, "/config/") || !strings.Contains(body, "which is no NIC of cp-1") {
+		t.Errorf("who took the address of cp-1 is given its script:\n%s", body)
+	}
+	s.in("evil", "ip", "addr", "del", "2001:db8:1::100/64", "dev", "nic0")
+	s.in("srv", "ip", "-6", "neigh", "flush", "dev", "rack0")
+	s.in("cp", "ip", "link", "set", "nic0", "up")
+	s.in("cp", "ip", "addr", "replace", "2001:db8:1::100/64", "dev", "nic0")
 	_, body := s.get("cp", script)
 	found := regexp.MustCompile(`talos\.config=(https://\S+)`).FindStringSubmatch(body)
 	if found == nil {

@@ -198,7 +198,7 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, ur
 	for _, conn := range s.tftp {
 		d.run("tftp on "+conn.LocalAddr().String(), func(ctx context.Context) error { return first.Serve(ctx, conn) })
 	}
-	boot := httpconfig.New(httpconfig.Config{URLs: urls, ApprovalURL: approvalURL(cfg)}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{d.configs}, Loaders: files, Images: blobs, Trail: d.trail}, component(d.log, "http"))
+	boot := httpconfig.New(httpconfig.Config{URLs: urls, ApprovalURL: approvalURL(cfg)}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{d.configs}, Loaders: files, Images: blobs, Trail: d.trail, Neighbours: neighbours{}}, component(d.log, "http"))
 	d.run("http", func(ctx context.Context) error { return boot.Serve(ctx, s.http) })
 	d.run("https", func(ctx context.Context) error { return boot.ServeTLS(ctx, s.https, authority.Server()) })
 
@@ -377,6 +377,18 @@ func ownCA(ctx context.Context, keeper *inventory.Keeper) (*ca.CA, error) {
 
 func component(log zerolog.Logger, name string) zerolog.Logger {
 	return log.With().Str("component", name).Logger()
+}
+
+// neighbours is the kernel's neighbour table, by the name of an interface.
+type neighbours struct{}
+
+// LinkLayer implements httpconfig.Neighbours.
+func (neighbours) LinkLayer(addr netip.Addr, on string) (inventory.MAC, bool) {
+	nic, err := net.InterfaceByName(on)
+	if err != nil {
+		return "", false
+	}
+	return dhcpv6.LinkLayer(addr, nic.Index)
 }
 
 // uploads is the image folder as operators fill it.

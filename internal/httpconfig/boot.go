@@ -61,30 +61,28 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Even
 	if view.Machine == nil && s.adopt(w, r, e) {
 		return
 	}
-	plan := inventory.PlanScript(view, retry)
-	e.Plan, e.Message = plan.Action, plan.Reason
 	if view.Machine != nil {
 		e.Machine = view.Machine.Name
+		// What follows carries the token of a boot, or is kept as what the machine said.
+		why, err := s.stranger(ctx, view.Machine, e.Peer)
+		if err != nil {
+			s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot look up who asks for a script")
+			text(w, http.StatusOK, retryScript("the inventory does not answer", again, later))
+			return
+		}
+		if why != "" {
+			s.foreign(w, r, e, why)
+			return
+		}
 	}
+	plan := inventory.PlanScript(view, retry)
+	e.Plan, e.Message = plan.Action, plan.Reason
 	if plan.Action.Netboots() && view.Image == nil {
 		plan = inventory.Plan{Action: inventory.Hold, Reason: "there is no boot image for " + e.Machine}
 		e.Plan = plan.Action
 	}
 	if b := view.Facts.Current(); b != nil && retry != "" && retry == b.Token {
 		e.Boot = b.Number
-	}
-	if plan.Wait || plan.Action.Netboots() {
-		// What follows carries the token of a boot.
-		ours, err := s.belongs(ctx, view.Machine, e.Peer)
-		if err != nil {
-			s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot look up who asks for a script")
-			text(w, http.StatusOK, retryScript("the inventory does not answer", again, later))
-			return
-		}
-		if !ours {
-			s.foreign(w, r, e)
-			return
-		}
 	}
 	if plan.Wait {
 		e.Plan, e.Wait = inventory.Hold, true
@@ -183,13 +181,12 @@ func (s *Server) adopt(w http.ResponseWriter, r *http.Request, e inventory.Event
 	return true
 }
 
-// foreign refuses the script of a machine to an address that is none of its own. It
-// is no event of the machine's boot: anyone can cause it.
-func (s *Server) foreign(w http.ResponseWriter, r *http.Request, e inventory.Event) {
-	reason := e.Peer.String() + " is no address of " + e.Machine
+// foreign refuses the script of a machine to who is not the machine. It is no event of
+// the machine's boot: anyone can cause it.
+func (s *Server) foreign(w http.ResponseWriter, r *http.Request, e inventory.Event, reason string) {
 	s.junk.Warn().Str("machine", e.Machine).Str("mac", string(e.MAC)).Stringer("peer", e.Peer).Str("reason", reason).Msg("boot script refused")
 	text(w, http.StatusOK, leaveScript(reason))
-	if s.refusals.Allow() {
+	if s.worthNoting(e.MAC, e.Machine) {
 		s.Trail.Note(audit.Entry{Action: "fetch-script", From: e.Peer.String(), Target: "machine/" + e.Machine, Outcome: audit.Refused, Reason: reason})
 		s.record(r.Context(), inventory.Event{Kind: inventory.ScriptRefused, MAC: e.MAC, Machine: e.Machine, Peer: e.Peer, Message: reason})
 	}

@@ -110,12 +110,21 @@ func (s *Server) refused(r *http.Request, f *fetch) {
 	s.guessers.wrong(f.peer)
 	f.log(s.junk.Warn(), "config refused")
 	// No flood of guesses hides that a token was stolen.
-	if news := f.stolen && f.boot.Alarm == ""; news || s.guessed.wrong(f.mac) && s.refusals.Allow() {
+	if news := f.stolen && f.boot.Alarm == ""; news || s.worthNoting(f.mac, f.machine()) {
 		s.note(f, audit.Refused, f.reason)
 		if f.machine() != "" {
 			s.recordRefusal(r.Context(), f)
 		}
 	}
+}
+
+// worthNoting limits what anyone can have us write. Each machine has a budget of its own,
+// which nobody spends by asking for others; all strangers have one.
+func (s *Server) worthNoting(mac inventory.MAC, machine string) bool {
+	if machine == "" {
+		return s.refusals.Allow()
+	}
+	return s.guessed.wrong(mac)
 }
 
 // note has a line in the audit trail: who was given the config of a machine, and why,
@@ -219,11 +228,11 @@ func (s *Server) admit(ctx context.Context, f *fetch) {
 		f.is(http.StatusForbidden, fmt.Sprintf("boot %d is over: the machine's own API has answered", f.boot.Number))
 		return
 	}
-	if ours, err := s.belongs(ctx, f.view.Machine, f.peer); err != nil {
+	if why, err := s.stranger(ctx, f.view.Machine, f.peer); err != nil {
 		f.is(http.StatusNoContent, "the inventory does not answer: "+err.Error())
-	} else if !ours {
+	} else if why != "" {
 		f.stolen = true
-		f.is(http.StatusForbidden, fmt.Sprintf("%s is no address of %s", f.peer, f.machine()))
+		f.is(http.StatusForbidden, why)
 	}
 }
 

@@ -269,7 +269,7 @@ func TestConfigWaitsAreBounded(t *testing.T) {
 func TestPeerOf(t *testing.T) {
 	for in, want := range map[string]string{
 		"[2001:db8::11]:40000":  "2001:db8::11",
-		"[fe80::1%eth0]:40000":  "fe80::1",
+		"[fe80::1%eth0]:40000":  "fe80::1%eth0",
 		"[::ffff:192.0.2.1]:40": "192.0.2.1",
 		"@":                     "invalid IP",
 	} {

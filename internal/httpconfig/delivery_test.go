@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -205,5 +206,74 @@ func TestGuessesAreLimited(t *testing.T) {
 	}
 	if n := len(r.guessers.by); n > maxGuessed {
 		t.Errorf("remembers %d addresses", n)
+	}
+}
+
+// TestWhoIsTheMachine: an address that anybody on the segment can give himself is the
+// machine's only from one of its NICs, and a link-local one only from its segment.
+func TestWhoIsTheMachine(t *testing.T) {
+	evil := inventory.MAC("52:54:00:66:66:66")
+	on := func(a netip.Addr, zone string) netip.Addr { return a.WithZone(zone) }
+	for name, c := range map[string]struct {
+		attached string
+		peer     netip.Addr
+		at       inventory.MAC // that the neighbour table has for it; empty: none
+		why      string
+	}{
+		"its address":                     {"rack0", stable, mac1, ""},
+		"its other NIC":                   {"rack0", stable, mac2, ""},
+		"its address, taken":              {"rack0", stable, evil, "2001:db8::11 is at 52:54:00:66:66:66, which is no NIC of cp-1"},
+		"its lease, taken":                {"rack0", leased, evil, "is no NIC of cp-1"},
+		"its address, of nobody":          {"rack0", stable, "", "2001:db8::11 has no link-layer address on rack0"},
+		"behind a router":                 {"", stable, "", ""},
+		"link-local":                      {"rack0", on(mac1.LinkLocal(), "rack0"), mac1, ""},
+		"link-local, taken":               {"rack0", on(mac1.LinkLocal(), "rack0"), evil, "is no NIC of cp-1"},
+		"link-local on another segment":   {"rack0", on(mac1.LinkLocal(), "mgmt0"), mac1, "fe80::5054:ff:fe00:1%mgmt0 has no link-layer address on mgmt0"},
+		"of its MAC, and somebody else's": {"rack0", netip.MustParseAddr("2001:db8::5054:ff:fe00:1"), evil, "is no NIC of cp-1"},
+		"another address":                 {"rack0", alien, mac1, "2001:db8::bad is no address of cp-1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRack(t)
+			r.boots(bootNow(7, token))
+			r.keeper.attached = c.attached
+			r.keeper.neighbours = map[netip.Addr]inventory.MAC{}
+			if c.at != "" {
+				r.keeper.neighbours[c.peer.WithZone("")] = c.at
+			}
+			for _, path := range []string{configPath + token, scriptPath} {
+				w := r.ask(http.MethodGet, path, c.peer)
+				secret := strings.Contains(w.Body.String(), "v1alpha1") || strings.Contains(w.Body.String(), "talos.config=")
+				if secret != (c.why == "") {
+					t.Errorf("%s: %d %s", path, w.Code, w.Body)
+				}
+			}
+			if c.why != "" && !strings.Contains(r.trail[0].Reason, c.why) {
+				t.Errorf("the trail has %+v", r.trail)
+			}
+		})
+	}
+}
+
+// TestForeignScripts: who asks in the name of a machine moves nothing that is known of
+// it, whatever its plan is.
+func TestForeignScripts(t *testing.T) {
+	for name, spoil := range map[string]func(v *inventory.View){
+		"installed": func(v *inventory.View) { v.Facts.Install.Done = 1 },
+		"held":      func(v *inventory.View) { v.Cluster = nil },
+		"no image":  func(v *inventory.View) { v.Image = nil },
+	} {
+		r := newRack(t)
+		r.boots(bootNow(7, token))
+		r.keeper.change(spoil)
+		before := r.keeper.view.Facts.Clone()
+		for i := range 3 * guessBurst {
+			r.ask(http.MethodGet, scriptPath+fmt.Sprintf("?uuid=00000000-0000-0000-0000-0000000000%02d&serial=x&arch=arm64", i), alien)
+		}
+		if !reflect.DeepEqual(before, r.keeper.view.Facts) {
+			t.Errorf("%s: %+v became %+v", name, before, r.keeper.view.Facts)
+		}
+		if n := len(r.keeper.recorded()); n > guessBurst+1 {
+			t.Errorf("%s: %d events", name, n)
+		}
 	}
 }

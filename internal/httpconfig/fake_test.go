@@ -45,7 +45,10 @@ type keeper struct {
 	events  []inventory.Event
 	watches map[chan struct{}]bool
 
-	adopts                         bool
+	attached   string // interface of the subnet; empty: it is behind a router
+	neighbours map[netip.Addr]inventory.MAC
+	adopts     bool
+
 	viewErr, recordErr, addressErr error
 	onRecord                       func(e inventory.Event) // before it is in effect
 }
@@ -101,6 +104,21 @@ func (k *keeper) MachineByAddress(_ context.Context, a netip.Addr) (inventory.Vi
 		return k.view, nil
 	}
 	return inventory.View{}, nil
+}
+
+func (k *keeper) SubnetOf(a netip.Addr) *inventory.Subnet {
+	if slaac.Contains(a) {
+		return &inventory.Subnet{Name: "rack1", Prefix: slaac, Interface: k.attached}
+	}
+	return nil
+}
+
+// LinkLayer implements Neighbours.
+func (k *keeper) LinkLayer(a netip.Addr, on string) (inventory.MAC, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	mac, ok := k.neighbours[a.WithZone("")]
+	return mac, ok && on == k.attached
 }
 
 func (k *keeper) Adopts(_ context.Context, mac inventory.MAC) (bool, error) {
@@ -283,7 +301,7 @@ func newRack(t testing.TB) *rack {
 		"amd64/autoexec.ipxe": {Data: Autoexec(testURLs())},
 		"secret":              {Data: []byte("secret")},
 	}
-	r.Server = New(Config{URLs: testURLs()}, Deps{Inventory: r.keeper, Configs: r.configs, Loaders: files, Images: r.blobs, Trail: r}, zerolog.New(r.log))
+	r.Server = New(Config{URLs: testURLs()}, Deps{Inventory: r.keeper, Configs: r.configs, Loaders: files, Images: r.blobs, Trail: r, Neighbours: r.keeper}, zerolog.New(r.log))
 	return r
 }
 

@@ -84,7 +84,7 @@ func (s *Server) reader(r *http.Request, arch inventory.Arch) (inventory.View, u
 	if err != nil || view.Machine == nil {
 		return inventory.View{}, 0, err
 	}
-	if ok, err := s.belongs(r.Context(), view.Machine, peerOf(r)); !ok || err != nil {
+	if why, err := s.stranger(r.Context(), view.Machine, peerOf(r)); why != "" || err != nil {
 		return inventory.View{}, 0, err
 	}
 	return view, boot, nil

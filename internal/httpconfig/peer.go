@@ -3,6 +3,7 @@ package httpconfig
 import (
 	"context"
 	"errors"
+	"fmt"
 	stdlog "log"
 	"net/http"
 	"net/netip"
@@ -14,13 +15,14 @@ import (
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
-// peerOf is who sent a request, without a zone; invalid if that is unknown.
+// peerOf is who sent a request, with the interface as zone where the address is
+// link-local; invalid if that is unknown.
 func peerOf(r *http.Request) netip.Addr {
 	at, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}
 	}
-	return at.Addr().Unmap().WithZone("")
+	return at.Addr().Unmap()
 }
 
 // lab reports whether a peer is of a lab on one host, where all are on loopback and no
@@ -29,17 +31,39 @@ func (s *Server) lab(peer netip.Addr) bool {
 	return peer.IsLoopback() && s.config.URLs.HTTP.Addr().IsLoopback()
 }
 
-// belongs reports whether an address is one of the machine's. Talos fetches from its
-// link-local one while the other is in DAD.
-func (s *Server) belongs(ctx context.Context, m *inventory.Machine, peer netip.Addr) (bool, error) {
-	if peer == m.Address || s.lab(peer) {
-		return true, nil
+// stranger says why who asks is not the machine; empty: it is, as far as a network can
+// tell. The address must be one of the machine's. On a segment that we are on, so must
+// be the link-layer address behind it, or whoever takes an address would be the
+// machine; behind a router, that one has to know its hosts.
+//
+// Talos fetches from its link-local address while the other is in DAD.
+func (s *Server) stranger(ctx context.Context, m *inventory.Machine, peer netip.Addr) (why string, err error) {
+	if s.lab(peer) {
+		return "", nil
 	}
-	view, err := s.Inventory.MachineByAddress(ctx, peer)
-	if errors.Is(err, inventory.ErrNotFound) {
-		return false, nil
+	if peer != m.Address {
+		view, err := s.Inventory.MachineByAddress(ctx, peer)
+		if err != nil && !errors.Is(err, inventory.ErrNotFound) {
+			return "", err
+		}
+		if err != nil || view.Machine == nil || view.Machine.Name != m.Name {
+			return fmt.Sprintf("%s is no address of %s", peer, m.Name), nil
+		}
 	}
-	return err == nil && view.Machine != nil && view.Machine.Name == m.Name, err
+	on := peer.Zone()
+	if sub := s.Inventory.SubnetOf(peer); sub != nil {
+		on = sub.Interface
+	}
+	if on == "" {
+		return "", nil // behind a router
+	}
+	switch mac, ok := s.Neighbours.LinkLayer(peer, on); {
+	case !ok:
+		return fmt.Sprintf("%s has no link-layer address on %s", peer, on), nil
+	case !slices.Contains(m.MACs, mac):
+		return fmt.Sprintf("%s is at %s, which is no NIC of %s", peer, mac, m.Name), nil
+	}
+	return "", nil
 }
 
 // nicAt is the NIC of m that an address tells of, else the first.

@@ -303,7 +303,7 @@ func TestJunkIsLoggedSparingly(t *testing.T) {
 	if n := strings.Count(r.log.String(), "\n"); n > 20 {
 		t.Errorf("%d lines", n)
 	}
-	if n := len(r.keeper.recorded()); n > 60 {
+	if n := len(r.keeper.recorded()); n > 100 { // of one machine, and of all strangers
 		t.Errorf("%d events", n)
 	}
 	if strings.Contains(r.log.String(), token) {

@@ -54,9 +54,11 @@ type Inventory interface {
 	View(ctx context.Context, mac inventory.MAC, arch inventory.Arch) (inventory.View, error)
 	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
 	// MachineByAddress returns the machine that an address belongs to: its stable
-	// address, a lease, or one made of a MAC of its own. The view's Machine is nil when
-	// it is nobody's.
+	// address, a lease, or one made of a MAC of its own; a link-local one has the
+	// interface as its zone. The view's Machine is nil when it is nobody's.
 	MachineByAddress(ctx context.Context, a netip.Addr) (inventory.View, error)
+	// SubnetOf returns the subnet that an address lies in, or nil.
+	SubnetOf(a netip.Addr) *inventory.Subnet
 	// Adopts reports whether an unregistered NIC is to wait until it is registered.
 	Adopts(ctx context.Context, mac inventory.MAC) (bool, error)
 	// Images lists the boot images.
@@ -93,6 +95,13 @@ type Trail interface {
 	Note(e audit.Entry)
 }
 
+// Neighbours is the neighbour table of this host.
+type Neighbours interface {
+	// LinkLayer returns the link-layer address of an address on an interface. There is
+	// one for each on-link host that a TCP connection is open to.
+	LinkLayer(addr netip.Addr, on string) (inventory.MAC, bool)
+}
+
 // Deps are the parts the server asks.
 type Deps struct {
 	Inventory Inventory
@@ -100,6 +109,7 @@ type Deps struct {
 	Loaders   fs.FS // by name "ARCH/FILE"; opened files must implement io.Seeker
 	Images    Images
 	Trail     Trail
+	Neighbours
 }
 
 const (

@@ -221,11 +221,20 @@ func (k *Keeper) Machine(ctx context.Context, ref string) (View, error) {
 
 // MachineByAddress returns the machine that an address belongs to: its stable
 // address, a lease, or the EUI-64 address of one of its NICs, link-local or of the
-// subnet that its stable address is of. The view's Machine is nil when it is nobody's.
+// subnet that its stable address is of. A link-local one has the interface as its zone,
+// which must be that of the subnet: whoever is on another can have the same address.
+// The view's Machine is nil when it is nobody's.
 func (k *Keeper) MachineByAddress(ctx context.Context, a netip.Addr) (View, error) {
+	zone := a.Zone()
 	a = a.Unmap().WithZone("")
 	if a.IsLinkLocalUnicast() {
-		return k.machineByEUI64(ctx, a)
+		v, err := k.machineByEUI64(ctx, a)
+		if err == nil && v.Machine != nil {
+			if s := k.SubnetOf(v.Machine.Address); s == nil || zone == "" || s.Interface != zone {
+				v = View{}
+			}
+		}
+		return v, err
 	}
 	rec, err := k.store.Get(ctx, Key{BucketAddresses, a.String()})
 	if errors.Is(err, ErrNotFound) {

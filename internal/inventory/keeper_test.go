@@ -20,7 +20,7 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func subnets() []inventory.Subnet {
 	return []inventory.Subnet{{
-		Name: "rack1", Prefix: netip.MustParsePrefix("2001:db8:1::/64"), Strangers: true,
+		Name: "rack1", Prefix: netip.MustParsePrefix("2001:db8:1::/64"), Interface: "eth0", Strangers: true,
 		Machines:  inventory.Range{First: addr("2001:db8:1::100"), Last: addr("2001:db8:1::1ff")},
 		Pool:      inventory.Range{First: addr("2001:db8:1::f00"), Last: addr("2001:db8:1::f3f")},
 		Reserved:  []inventory.Range{{First: addr("2001:db8:1::2"), Last: addr("2001:db8:1::2")}},
@@ -93,6 +93,11 @@ func TestRegister(t *testing.T) {
 	}
 	if v, err := k.MachineByAddress(t.Context(), addr("fe80::5054:ff:feab:cdef").WithZone("eth0")); err != nil || v.Machine == nil {
 		t.Errorf("not found by its link-local address: %v", err)
+	}
+	for _, zone := range []string{"", "eth1"} {
+		if v, err := k.MachineByAddress(t.Context(), addr("fe80::5054:ff:feab:cdef").WithZone(zone)); err != nil || v.Machine != nil {
+			t.Errorf("found by its link-local address on %q: %v", zone, err)
+		}
 	}
 	for a, found := range map[string]bool{"2001:db8:1::5054:ff:feab:cdef": true, "2001:db8:2::5054:ff:feab:cdef": false, "2001:db8:9::5054:ff:feab:cdef": false, "2001:db8:1::5054:ff:feab:cdee": false} {
 		if v, err := k.MachineByAddress(t.Context(), addr(a)); err != nil || (v.Machine != nil) != found {

@@ -230,11 +230,11 @@ func (s *EventSink) byAddressEvent(ctx context.Context, said *machineapi.Address
 	return "", "", ""
 }
 
-// peerAddress is where the connection comes from, without the zone.
+// peerAddress is where the connection comes from, with its zone.
 func peerAddress(ctx context.Context) netip.Addr {
 	if p, ok := peer.FromContext(ctx); ok {
 		if tcp, ok := p.Addr.(*net.TCPAddr); ok {
-			return tcp.AddrPort().Addr().Unmap().WithZone("")
+			return tcp.AddrPort().Addr().Unmap()
 		}
 	}
 	return netip.Addr{}

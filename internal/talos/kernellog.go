@@ -84,7 +84,7 @@ func (k *KernelLog) receive(ctx context.Context, conn net.Conn) {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	c := &logConn{k: k, limit: rate.NewLimiter(logRate, logBurst)}
 	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
-		c.peer = tcp.AddrPort().Addr().Unmap().WithZone("")
+		c.peer = tcp.AddrPort().Addr().Unmap()
 	}
 	defer c.close()
 	err := c.read(ctx, conn)

@@ -132,7 +132,7 @@ func (s *Server) send(ctx context.Context, asked string, to io.ReaderFrom) error
 		return errors.New("internal error")
 	}
 	remote := out.RemoteAddr()
-	peer := remote.AddrPort().Addr().Unmap().WithZone("")
+	peer := remote.AddrPort().Addr().Unmap()
 	log := s.log.With().Stringer("peer", peer).Logger()
 
 	name, ok := cleanName(asked)
