@@ -107,7 +107,7 @@ func TestEveryOperation(t *testing.T) {
 		for method, op := range operations {
 			method = strings.ToUpper(method)
 			needed := inventory.Access(op.Role)
-			if !slices.Contains([]inventory.Access{read, operate, admin}, needed) || len(op.Security) != 2 || op.Clusters == nil {
+			if !slices.Contains([]inventory.Access{read, operate, admin}, needed) || len(op.Security) != 3 || op.Clusters == nil {
 				t.Errorf("%s does not say who may call it: %q %v", op.OperationID, op.Role, op.Security)
 				continue
 			}

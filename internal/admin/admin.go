@@ -1,8 +1,8 @@
 // Package admin is the operator's API: /api/v1 over HTTP, described by an
 // OpenAPI 3.1 document that is made from the same Go types that serve it. It
 // changes the inventory through the interfaces in ports.go and decides nothing
-// itself. Who calls is known by the unix socket that they could open, by a token or
-// by a client certificate; every operation says where it is registered which role
+// itself. Who calls is known by the unix socket that they could open, by a token, by the
+// session of a browser or by a client certificate; every operation says where it is registered which role
 // it needs, and what was done, or refused, is in the audit trail.
 package admin
 
@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,8 +52,9 @@ type Config struct {
 	Logs Logs
 	// Running asks machines what they run and gives them other configs; nil: nobody does.
 	Running Running
-	// Pages answers what is not the API's; nil: nothing does.
-	Pages http.Handler
+	// Pages makes what answers browsers, over TLS only, at all paths that are not the
+	// API's; nil: nothing does.
+	Pages func(*Server) http.Handler
 	// Patience is how long phases may last. nil: inventory.DefaultPatience.
 	Patience inventory.Patience
 	// Now is the clock that phases are told by. nil: time.Now.
@@ -70,6 +72,7 @@ type Server struct {
 	watchers chan struct{} // one token for each follower of the events
 	guesses  *guesses
 	refusals refusals
+	sessions *sessions
 	handler  http.Handler
 }
 
@@ -92,7 +95,7 @@ func New(cfg Config, inv Inventory, talos Talos, guards Guards, blobs Blobs, log
 	}
 	s := &Server{
 		cfg: cfg, inv: scope{inv}, talos: talos, guards: guards, blobs: blobs, log: log,
-		watchers: make(chan struct{}, cfg.MaxWatchers), guesses: newGuesses(), refusals: refusals{limit: rate.NewLimiter(1, 60)},
+		watchers: make(chan struct{}, cfg.MaxWatchers), guesses: newGuesses(), refusals: refusals{limit: rate.NewLimiter(1, 60)}, sessions: newSessions(),
 	}
 	router, _ := s.router()
 	s.handler = s.guard(s.identify(s.logged(router)))
@@ -151,7 +154,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 				Version: s.cfg.Version,
 				Description: "Machines, clusters and boot images of a rack. Errors are RFC 9457 problems. " +
 					"GET of a machine or a cluster answers an ETag that its PUT, PATCH and DELETE take as If-Match. " +
-					"Who opens the unix socket, which is root's, may do everything. Over TLS a token or a client certificate says who calls. " +
+					"Who opens the unix socket, which is root's, may do everything. Over TLS a token, a browser's session or a client certificate says who calls. " +
 					"Each operation has the role that it needs as x-provisiond-role: read, operate or admin, each with what those before it may. " +
 					"Who is limited to clusters sees nothing of others (404, and left out of lists), and is refused what is about the whole rack: x-provisiond-clusters is false there. " +
 					"Every change, every secret that is told and every refusal is in the audit trail.",
@@ -163,6 +166,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 				Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
 				SecuritySchemes: map[string]*huma.SecurityScheme{
 					"token":       {Type: "http", Scheme: "bearer", BearerFormat: "pvd_NAME_SECRET", Description: "As provisiond token create prints it"},
+					"session":     {Type: "apiKey", In: "cookie", Name: sessionCookie, Description: "As /login sets it. What changes something has to say by Sec-Fetch-Site or Origin that it is sent from here, as browsers do"},
 					"certificate": {Type: "mutualTLS", Description: "As provisiond client-certificate issues it: the common name is who, the organization provisiond:ROLE, organizational units the clusters"},
 				},
 			},
@@ -216,9 +220,13 @@ func (s *Server) documentRoutes(r chi.Router, doc *huma.OpenAPI) {
 		_, _ = w.Write(s.cfg.CA.PEM()) // the client's loss
 	})
 	r.Get("/openapi.yaml", once("application/openapi+yaml", doc.YAML))
+	var pages http.Handler
+	if s.cfg.Pages != nil {
+		pages = s.cfg.Pages(s)
+	}
 	r.NotFound(func(w http.ResponseWriter, req *http.Request) {
-		if s.cfg.Pages != nil {
-			s.cfg.Pages.ServeHTTP(w, req)
+		if pages != nil && req.TLS != nil && !strings.HasPrefix(req.URL.Path, "/api/") {
+			pages.ServeHTTP(w, req)
 			return
 		}
 		writeProblem(w, http.StatusNotFound, "there is nothing at "+req.URL.Path+"; /openapi.json lists what there is")
@@ -239,7 +247,7 @@ func writeProblem(w http.ResponseWriter, status int, detail string) {
 // others.
 func register[I, O any](s *Server, doc huma.API, n needs, op huma.Operation, h func(context.Context, *I) (*O, error), errs ...int) {
 	op.Path = api.Prefix + op.Path
-	op.Security = []map[string][]string{{"token": {}}, {"certificate": {}}}
+	op.Security = []map[string][]string{{"token": {}}, {"session": {}}, {"certificate": {}}}
 	op.Extensions = map[string]any{"x-provisiond-role": string(n.role), "x-provisiond-clusters": n.about != rackWide}
 	op.Middlewares = huma.Middlewares{s.enter(op.OperationID, n)}
 	op.Errors = errs

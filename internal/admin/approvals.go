@@ -86,17 +86,26 @@ func (s *Server) decideApproval(ctx context.Context, in *struct {
 	CodePath
 	Body api.Decision
 }) (*struct{ Body api.Approval }, error) {
+	a, err := s.decide(ctx, in.Code, in.Body.Approve)
+	if err != nil {
+		return nil, err
+	}
+	return &struct{ Body api.Approval }{a}, nil
+}
+
+// decide does it in the name of who asks.
+func (s *Server) decide(ctx context.Context, code string, approve bool) (api.Approval, error) {
 	by := "somebody"
 	if p := PrincipalOf(ctx); p != nil {
 		by = p.Name
 	}
-	if _, err := s.inv.Decide(ctx, in.Code, in.Body.Approve, by); err != nil {
-		return nil, err
+	if _, err := s.inv.Decide(ctx, code, approve, by); err != nil {
+		return api.Approval{}, err
 	}
-	p, err := s.inv.Approval(ctx, in.Code)
+	p, err := s.inv.Approval(ctx, code)
 	if err != nil {
-		return nil, err
+		return api.Approval{}, err
 	}
 	callOf(ctx).remark = approvalOf(&p).State + ", asked from " + text(p.Peer)
-	return &struct{ Body api.Approval }{approvalOf(&p)}, nil
+	return approvalOf(&p), nil
 }

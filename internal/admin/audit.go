@@ -27,22 +27,16 @@ func (s *Server) enter(id string, n needs) func(huma.Context, func(huma.Context)
 		r, w := humachi.Unwrap(hctx)
 		c := callOf(r.Context())
 		c.action, c.target = id, targetOf(hctx)
-		switch p := c.who; {
-		case p == nil:
-			w.Header().Set("WWW-Authenticate", `Bearer realm="provisiond"`)
-			s.refuse(w, c, http.StatusUnauthorized, "nobody has logged in", howToLogIn)
-			return
-		case !p.Role.Allows(n.role):
-			s.refuse(w, c, http.StatusForbidden, fmt.Sprintf("this takes the role %s, and %s has %s", n.role, p.Name, p.Role), askAnAdmin)
-			return
-		case p.limited() && n.about == rackWide:
-			s.refuse(w, c, http.StatusForbidden, fmt.Sprintf("this is about the whole rack, and %s may only act in %s", p.Name, inWords(p.Clusters)), askAnAdmin)
+		if status, reason, help := c.lacks(n); status != 0 {
+			if status == http.StatusUnauthorized {
+				w.Header().Set("WWW-Authenticate", `Bearer realm="provisiond"`)
+			}
+			s.refuse(w, c, status, reason, help)
 			return
 		}
 		if n.act != looks {
-			if err := s.cfg.Trail.Ready(r.Context()); err != nil {
-				s.log.Error().Err(err).Msg("the audit trail cannot be written")
-				writeProblem(w, unwritten(err), "nothing was done: the audit trail cannot be written, and so nobody would know")
+			if err := s.ready(r.Context()); err != nil {
+				writeProblem(w, err.GetStatus(), err.Error())
 				return
 			}
 			defer func() {
@@ -53,6 +47,30 @@ func (s *Server) enter(id string, n needs) func(huma.Context, func(huma.Context)
 		}
 		next(hctx)
 	}
+}
+
+// lacks returns what who calls has not that something needs, as a status of HTTP with the
+// reason and what to do; 0: nothing.
+func (c *call) lacks(n needs) (status int, reason, help string) {
+	switch p := c.who; {
+	case p == nil:
+		return http.StatusUnauthorized, "nobody has logged in", howToLogIn
+	case !p.Role.Allows(n.role):
+		return http.StatusForbidden, fmt.Sprintf("this takes the role %s, and %s has %s", n.role, p.Name, p.Role), askAnAdmin
+	case p.limited() && n.about == rackWide:
+		return http.StatusForbidden, fmt.Sprintf("this is about the whole rack, and %s may only act in %s", p.Name, inWords(p.Clusters)), askAnAdmin
+	}
+	return 0, "", ""
+}
+
+// ready returns the refusal to do anything while no line can be written; nil: one can.
+func (s *Server) ready(ctx context.Context) huma.StatusError {
+	err := s.cfg.Trail.Ready(ctx)
+	if err == nil {
+		return nil
+	}
+	s.log.Error().Err(err).Msg("the audit trail cannot be written")
+	return huma.NewError(unwritten(err), "nothing was done: the audit trail cannot be written, and so nobody would know")
 }
 
 // targetOf names what a path is about.

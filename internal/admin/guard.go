@@ -16,22 +16,28 @@ import (
 )
 
 // guard keeps web pages of others out. A browser may log in by itself, with a
-// client certificate, so a page in it must not reach the API: it may not write (a
+// cookie or a client certificate, so a page in it must not reach the API: it may not write (a
 // form on another site, caught by Origin and Sec-Fetch-Site), nor read by giving
 // its own name our address (DNS rebinding, caught by Host). It also sets what every
 // answer carries.
 func (s *Server) guard(next http.Handler) http.Handler {
 	sameOrigin := http.NewCrossOriginProtection()
-	sameOrigin.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	elsewhere := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		writeProblem(w, http.StatusForbidden, "a page of another site may not change anything here")
-	}))
+	})
+	sameOrigin.SetDenyHandler(elsewhere)
 	next = sameOrigin.Handler(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin") // another port of this host gets our cookie, too
 		if !s.knownHost(r.Host) {
 			writeProblem(w, http.StatusMisdirectedRequest, "this is not "+r.Host+": use an address or localhost, or add the name to the settings")
+			return
+		}
+		if hides(r) {
+			elsewhere(w, r)
 			return
 		}
 		if len(r.TransferEncoding) > 0 {

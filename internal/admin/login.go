@@ -9,11 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"math"
 	"net"
 	"net/http"
 	"net/netip"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -97,7 +95,8 @@ func (s *Server) identify(next http.Handler) http.Handler {
 }
 
 // caller is who sends a request: the other end of the unix socket, else the owner of
-// the token that it carries, else of the certificate of its connection.
+// the token that it carries, else whoever has logged in with that browser, else the owner
+// of the certificate of its connection.
 func (s *Server) caller(r *http.Request) (*Principal, error) {
 	if p, ok := r.Context().Value(peerKey{}).(*Principal); ok {
 		return p, nil
@@ -110,19 +109,29 @@ func (s *Server) caller(r *http.Request) (*Principal, error) {
 		if len(headers) > 1 || !strings.EqualFold(scheme, "Bearer") {
 			return nil, fmt.Errorf("%w: send one header Authorization: Bearer TOKEN", errLogin)
 		}
-		t, err := s.inv.Authenticate(r.Context(), strings.TrimSpace(token), s.cfg.Now())
+		p, err := s.owner(r.Context(), strings.TrimSpace(token))
 		if errors.Is(err, inventory.ErrToken) {
 			return nil, fmt.Errorf("%w: %w", errLogin, err)
-		} else if err != nil {
-			return nil, err
 		}
-		return &Principal{Name: t.Name, Via: ViaToken, Role: t.Access, Clusters: t.Clusters,
-			stands: func(ctx context.Context, now time.Time) bool { return s.inv.TokenStands(ctx, t, now) }}, nil
+		return p, err
+	}
+	if p := s.sessions.of(r, s.cfg.Now()); p != nil {
+		return p, nil // an old cookie is none: who shows it has to be able to log in
 	}
 	if len(r.TLS.VerifiedChains) > 0 {
 		return principalOf(r.TLS, s.cfg.Now())
 	}
 	return nil, nil
+}
+
+// owner returns who a token makes of somebody who shows it.
+func (s *Server) owner(ctx context.Context, text string) (*Principal, error) {
+	t, err := s.inv.Authenticate(ctx, text, s.cfg.Now())
+	if err != nil {
+		return nil, err
+	}
+	return &Principal{Name: t.Name, Via: ViaToken, Role: t.Access, Clusters: t.Clusters,
+		stands: func(ctx context.Context, now time.Time) bool { return s.inv.TokenStands(ctx, t, now) }}, nil
 }
 
 // rolePrefix is before the role in the organization of a client certificate's subject.
@@ -169,19 +178,29 @@ func anyHolds(chains [][]*x509.Certificate, now time.Time) bool {
 	return false
 }
 
-// refuseGuess answers a login that is no good: 401, or 429 to who, or while everybody
+// guessed is the refusal of a login that is no good: 401, or 429 to who, or while everybody
 // together, tries too often. A token of 256 random bits is past guessing, however fast;
 // what this saves is the log and the audit trail. So a good token is never asked to wait
 // because of others.
-func (s *Server) refuseGuess(w http.ResponseWriter, c *call, err error) {
+func (s *Server) guessed(c *call, reason string) *Refusal {
 	if wait := s.guesses.wait(c.from, s.cfg.Now()); wait > 0 {
 		s.refusals.skip()
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
-		writeProblem(w, http.StatusTooManyRequests, "too many logins failed from this address, or from all together: wait as Retry-After says")
+		return &Refusal{http.StatusTooManyRequests, "too many logins failed from this address, or from all together: wait as Retry-After says", wait}
+	}
+	s.refused(c, http.StatusUnauthorized, reason)
+	return &Refusal{Status: http.StatusUnauthorized, Reason: reason}
+}
+
+// refuseGuess answers what was shown to log in and is no good.
+func (s *Server) refuseGuess(w http.ResponseWriter, c *call, err error) {
+	no := s.guessed(c, strings.TrimPrefix(err.Error(), errLogin.Error()+": "))
+	if no.Wait > 0 {
+		w.Header().Set("Retry-After", no.RetryAfter())
+		writeProblem(w, no.Status, no.Reason)
 		return
 	}
 	w.Header().Set("WWW-Authenticate", `Bearer realm="provisiond", error="invalid_token"`)
-	s.refuse(w, c, http.StatusUnauthorized, strings.TrimPrefix(err.Error(), errLogin.Error()+": "), howToLogIn)
+	writeProblem(w, no.Status, no.Reason+"; "+howToLogIn)
 }
 
 // refuse answers who may not do something, with the reason and what to do.

@@ -17,7 +17,8 @@ type Principal struct {
 	// Clusters are all that they may see and change; none: the whole rack.
 	Clusters []string
 
-	stands func(ctx context.Context, now time.Time) bool // nil: it does
+	stands  func(ctx context.Context, now time.Time) bool // nil: it does
+	session *session                                      // nil: not known by one
 }
 
 // Via is how it is known who calls.
@@ -28,6 +29,7 @@ const (
 	ViaSocket      Via = "socket"
 	ViaToken       Via = "token"
 	ViaCertificate Via = "certificate"
+	ViaOIDC        Via = "oidc"
 )
 
 // limited reports whether some of the rack is not theirs.

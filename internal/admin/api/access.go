@@ -48,7 +48,7 @@ type AuditEntry struct {
 	Seq     uint64    `json:"seq" doc:"Number of the line"`
 	Time    time.Time `json:"time"`
 	Who     string    `json:"who,omitempty" doc:"Absent: nobody who is known"`
-	Via     string    `json:"via,omitempty" doc:"How that is known: socket, token or certificate; provisiond's own acts have none"`
+	Via     string    `json:"via,omitempty" doc:"How that is known: socket, token, certificate or oidc; provisiond's own acts have none"`
 	Role    string    `json:"role,omitempty"`
 	From    string    `json:"from,omitempty" doc:"Address and port"`
 	Action  string    `json:"action" doc:"Id of the operation, or a word of provisiond's own"`
