@@ -17,6 +17,7 @@ import (
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/loaders"
 	"github.com/provisiond/provisiond/internal/talos"
+	"github.com/provisiond/provisiond/web"
 )
 
 // rawConfig is the config file as it is written. deploy/provisiond.example.yaml
@@ -44,6 +45,7 @@ type rawConfig struct {
 			Key         string `yaml:"key"`
 			ClientCA    string `yaml:"clientCA"`
 		} `yaml:"tls"`
+		OIDC rawOIDC `yaml:"oidc"`
 	} `yaml:"api"`
 	Loaders              map[string]string `yaml:"loaders"`
 	Boot                 map[string]string `yaml:"boot"`
@@ -125,6 +127,10 @@ type Config struct {
 	// Certificate and CertificateKey are the files of what Listen shows; empty: our own CA makes it.
 	// ClientCA is that of the CA of client certificates; empty: our own.
 	Certificate, CertificateKey, ClientCA string
+	// OIDC is the issuer that vouches for people in browsers, without the secret that is in
+	// OIDCSecretFile; nil: there is none.
+	OIDC           *web.OIDC
+	OIDCSecretFile string // empty: it knows us without one
 	// Loaders maps "ARCH/FILE.efi" to a file. Boot names, by architecture, the
 	// one that firmware is sent to.
 	Loaders map[string]string
@@ -215,6 +221,10 @@ func ParseConfig(text []byte) (*Config, error) {
 			c.Listen = a
 		}
 	}
+	if c.OIDC, err = raw.API.OIDC.issuer(); err != nil {
+		return nil, err
+	}
+	c.OIDCSecretFile = raw.API.OIDC.ClientSecretFile
 	if c.Loaders == nil {
 		c.Loaders = loaders.Defaults()
 	}
@@ -402,7 +412,8 @@ func (c *Config) CheckHost() error {
 	}
 	_, err := loaders.New(loaders.Config{Files: c.Loaders})
 	_, _, files := c.certificates(func(error) {})
-	return errors.Join(append(errs, err, files, c.offRack())...)
+	_, secret := c.issuer()
+	return errors.Join(append(errs, err, files, secret, c.offRack())...)
 }
 
 // isHostPort reports whether s is HOST:PORT with a name or an address.

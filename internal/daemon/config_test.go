@@ -43,7 +43,7 @@ func TestExampleConfig(t *testing.T) {
 	a, b := *shown, *written
 	if a.Data != b.Data || a.Key != b.Key || a.User != b.User || a.HTTPPort != b.HTTPPort || a.HTTPSPort != b.HTTPSPort || a.EventsPort != b.EventsPort || a.DHCPv6Port != b.DHCPv6Port || a.TFTPPort != b.TFTPPort || a.KernelLogPort != b.KernelLogPort || a.KernelLog != b.KernelLog ||
 		a.Socket != b.Socket || a.Listen != b.Listen || a.LogLevel != b.LogLevel || a.LogJSON != b.LogJSON || len(a.Loaders) != len(b.Loaders) ||
-		a.Boot[inventory.AMD64] != b.Boot[inventory.AMD64] || !maps.Equal(a.Advertise, b.Advertise) {
+		a.OIDC != nil || b.OIDC != nil || a.Boot[inventory.AMD64] != b.Boot[inventory.AMD64] || !maps.Equal(a.Advertise, b.Advertise) {
 		t.Errorf("the defaults shown are not the defaults:\n%+v\n%+v", a, b)
 	}
 }

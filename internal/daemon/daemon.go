@@ -170,7 +170,11 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	d.run("rollout", rollout.New(keeper, rollouts{machines}, guard, component(o.Log, "rollout")).Run)
 	d.run("sweep", func(ctx context.Context) error { return d.sweep(ctx, blobs) })
 	d.run("disk", func(ctx context.Context) error { return watchDisk(ctx, cfg.Data, component(o.Log, "disk")) })
-	operator := admin.New(admin.Config{Version: o.Version, Trail: d.trail, CA: authority, ForeignClients: cfg.ClientCA != "", Hosts: cfg.hosts(), DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Running: machines},
+	pages, err := pagesOf(cfg, component(o.Log, "web"))
+	if err != nil {
+		return nil, err
+	}
+	operator := admin.New(admin.Config{Version: o.Version, Trail: d.trail, CA: authority, ForeignClients: cfg.ClientCA != "", Hosts: cfg.hosts(), DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Running: machines, Pages: pages},
 		operators{keeper, logs}, d.configs, guard, uploads{blobs}, component(o.Log, "api"))
 	for _, l := range sockets.api {
 		if l.Addr().Network() != "unix" {

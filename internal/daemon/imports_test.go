@@ -38,6 +38,7 @@ var ours = map[string][]string{
 	"internal/admin/api":           nil,
 	"internal/cli":                 {"internal/admin/api", "internal/audit"},
 	"internal/racktest":            nil,
+	"web":                          {"internal/inventory", "internal/admin", "internal/admin/api"},
 }
 
 // only says which packages may import a library, and why nobody else may.
@@ -53,6 +54,7 @@ var only = []struct {
 	{"github.com/siderolabs", []string{"internal/talos", "internal/racktest", "internal/e2e"}, "only talos knows machinery"},
 	{"google.golang.org/grpc", []string{"internal/talos", "internal/racktest", "internal/e2e"}, "only talos speaks gRPC"},
 	{"filippo.io/age", []string{"internal/sealed"}, "only sealed knows what seals"},
+	{"github.com/coreos/go-oidc", []string{"web"}, "only browsers are sent to an issuer"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd/provisiond"}, "only the command line knows cobra"},
 }
 

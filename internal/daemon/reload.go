@@ -20,7 +20,7 @@ var reloadable = []string{"Subnets", "Advertise"}
 var inFile = map[string]string{
 	"DHCPv6Port": "ports.dhcpv6", "TFTPPort": "ports.tftp", "HTTPPort": "ports.http", "HTTPSPort": "ports.https", "EventsPort": "ports.events", "KernelLogPort": "ports.kernelLog",
 	"Socket": "api.socket", "Listen": "api.listen", "Names": "api.names",
-	"Certificate": "api.tls.certificate", "CertificateKey": "api.tls.key", "ClientCA": "api.tls.clientCA", "TalosProxy": "talos.proxy", "KernelLog": "talos.kernelLog",
+	"Certificate": "api.tls.certificate", "CertificateKey": "api.tls.key", "ClientCA": "api.tls.clientCA", "OIDC": "api.oidc", "OIDCSecretFile": "api.oidc.clientSecretFile", "TalosProxy": "talos.proxy", "KernelLog": "talos.kernelLog",
 	"LogLevel": "log.level", "LogJSON": "log.format",
 }
 
