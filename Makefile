@@ -27,17 +27,20 @@ build:
 demo: build
 	./bin/provisiond demo
 
-# What the packages in .ci/packages bring for the end-to-end test, and for the tests
-# with clients that others wrote. CI must leave nothing out; elsewhere what is left
-# out is said.
-E2E_NEEDS    := qemu-system-x86_64 tshark mformat dhcrelay radvd
-CLIENT_NEEDS := ip curl tftp atftp dhclient dhcpcd dhcp6c dhcrelay sysctl /lib/systemd/systemd-networkd
+# What the packages in .ci/packages bring for the end-to-end test, for the tests with
+# clients that others wrote, and for those in a browser. CI must leave nothing out;
+# elsewhere what is left out is said.
+E2E_NEEDS     := qemu-system-x86_64 tshark mformat dhcrelay radvd
+BROWSER_NEEDS := chromium
+CLIENT_NEEDS  := ip curl tftp atftp dhclient dhcpcd dhcp6c dhcrelay sysctl /lib/systemd/systemd-networkd
 
 test: unit
-	@lacks() { test "$$(id -u)" = 0 || echo root; for p in $$*; do command -v $$p >/dev/null || echo $$p; done; }; \
-	e2e=$$(lacks $(E2E_NEEDS)); clients=$$(lacks $(CLIENT_NEEDS)); \
-	if [ -n "$$e2e$$clients" ]; then \
+	@absent() { for p in $$*; do command -v $$p >/dev/null || echo $$p; done; }; \
+	lacks() { test "$$(id -u)" = 0 || echo root; absent $$*; }; \
+	e2e=$$(lacks $(E2E_NEEDS)); clients=$$(lacks $(CLIENT_NEEDS)); browser=$$(absent $(BROWSER_NEEDS)); \
+	if [ -n "$$e2e$$clients$$browser" ]; then \
 		echo; \
+		test -z "$$browser" || echo "*** LEFT OUT: tests of the pages in a browser. Missing:" $$browser; \
 		test -z "$$clients" || echo "*** LEFT OUT: tests in network namespaces, or with TFTP and DHCPv6 clients. Missing:" $$clients; \
 		test -z "$$e2e" || echo "*** LEFT OUT: the end-to-end test with real UEFI firmware. Missing:" $$e2e; \
 		echo "*** To run all of them, as root on Debian (in a container or a VM: some packages bring services that start):"; \
