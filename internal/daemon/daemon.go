@@ -102,6 +102,11 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if id != nil {
+		if err := id.inspect(cfg.Data); err != nil {
+			return nil, err
+		}
+	}
 
 	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("data: %w (create the folder, or set data to one that is writable)", err)

@@ -3,6 +3,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -46,16 +47,44 @@ func identityOf(cfg *Config) (*identity, error) {
 	return &identity{name, uid, gid}, nil
 }
 
-// take gives a folder and all in it to the user, since what root wrote there must be
-// written on, and becomes the user. It follows no links.
-func (id identity) take(dir string) error {
-	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+// walk calls f for a folder and all in it. It leaves the folder by no link, and what has
+// a second name, or is a link, is an error: the folder is the user's, and we are root.
+func walk(dir string, f func(root *os.Root, path string) error) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // nothing was written
+	return fs.WalkDir(root.FS(), ".", func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		return os.Lchown(path, id.uid, id.gid)
+		info, err := root.Lstat(path)
+		if err != nil {
+			return err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || info.Mode()&fs.ModeSymlink != 0 || info.Mode().IsRegular() && st.Nlink > 1 {
+			return &inventory.FieldError{Field: "data", Problem: filepath.Join(dir, path) + " is a link, or has a second name", Fix: "remove it: root would write where it leads"}
+		}
+		return f(root, path)
 	})
-	if err != nil {
+}
+
+// inspect refuses a folder of data, if there is one, in which the user could have root
+// write elsewhere.
+func (id *identity) inspect(dir string) error {
+	err := walk(dir, func(*os.Root, string) error { return nil })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// take gives a folder and all in it to the user, since what root wrote there must be
+// written on, and becomes the user.
+func (id *identity) take(dir string) error {
+	if err := walk(dir, func(root *os.Root, path string) error { return root.Lchown(path, id.uid, id.gid) }); err != nil {
 		return fmt.Errorf("giving the data to %s: %w", id.name, err)
 	}
 	if err := id.become(); err != nil {
@@ -68,7 +97,7 @@ func (id identity) take(dir string) error {
 }
 
 // become gives up root for good, and with it every capability, in all threads.
-func (id identity) become() error {
+func (id *identity) become() error {
 	for _, step := range []struct {
 		what string
 		do   func() error
@@ -80,6 +109,10 @@ func (id identity) become() error {
 		if err := step.do(); err != nil {
 			return fmt.Errorf("becoming %s: %s: %w", id.name, step.what, err)
 		}
+	}
+	// The kernel has made us dumpable again, with the change of the user.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("becoming %s: no core dumps: %w", id.name, err)
 	}
 	if syscall.Setuid(0) == nil {
 		return fmt.Errorf("became %s, and could become root again", id.name)

@@ -76,3 +76,20 @@ func TestBadUser(t *testing.T) {
 		}
 	}
 }
+
+// TestLinksInTheData: the folder is the user's, who must not have root write elsewhere.
+func TestLinksInTheData(t *testing.T) {
+	id := &identity{name: "nobody", uid: os.Getuid(), gid: os.Getgid()}
+	outside := filepath.Join(t.TempDir(), "outside")
+	check(t, os.WriteFile(outside, nil, 0o600))
+	for name, link := range map[string]func(string, string) error{"symbolic": os.Symlink, "hard": os.Link} {
+		dir := t.TempDir()
+		check(t, os.Mkdir(filepath.Join(dir, "images"), 0o700))
+		check(t, id.inspect(dir))
+		check(t, link(outside, filepath.Join(dir, "images", "audit.jsonl")))
+		if err := id.inspect(dir); err == nil || !strings.Contains(err.Error(), "images/audit.jsonl is a link, or has a second name") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	check(t, id.inspect(filepath.Join(t.TempDir(), "none")))
+}

@@ -59,6 +59,10 @@ func (s *Server) authorizeDevice(w http.ResponseWriter, r *http.Request) {
 	if f == nil {
 		return
 	}
+	if !s.asked.wrong(f.token) { // each is a commit of its own
+		writeJSON(w, http.StatusTooManyRequests, oauthError{"slow_down", "too many codes were asked for in this boot"})
+		return
+	}
 	device := randomToken()
 	code := inventory.NewUserCode()
 	now := time.Now()
@@ -140,12 +144,16 @@ func (s *Server) approve(_ context.Context, f *fetch) {
 	}
 }
 
-// approvedBy is the flow in which a person approved who asks; nil: nobody did.
+// approvedBy is the flow in which a person approved who asks, as what the machine is by
+// now; nil: nobody did.
 func (f *fetch) approvedBy() *inventory.Flow {
-	if f.bearer == "" {
+	if f.bearer == "" || f.view.Cluster == nil {
 		return nil
 	}
-	return flowOf(f.boot, func(flow *inventory.Flow) bool { return flow.Approved() && same(flow.Access, digest(f.bearer)) })
+	now := inventory.Membership{Cluster: f.view.Cluster.Name, Role: f.view.Machine.Role, Epoch: f.view.Cluster.Epoch}
+	return flowOf(f.boot, func(flow *inventory.Flow) bool {
+		return flow.Approved() && flow.For == now && same(flow.Access, digest(f.bearer))
+	})
 }
 
 func flowOf(b *inventory.Boot, is func(*inventory.Flow) bool) *inventory.Flow {

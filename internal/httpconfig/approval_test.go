@@ -212,6 +212,34 @@ func TestApprovedIsNotAskedTwice(t *testing.T) {
 	}
 }
 
+// TestApprovalIsOfWhatItWas: a machine that has become something else since is approved
+// anew, and nobody wears us out by asking for codes.
+func TestApprovalIsOfWhatItWas(t *testing.T) {
+	for name, change := range map[string]func(v *inventory.View){
+		"role":    func(v *inventory.View) { v.Machine.Role = inventory.Worker },
+		"cluster": func(v *inventory.View) { v.Cluster.Name, v.Machine.Cluster = "other", "other" },
+		"life":    func(v *inventory.View) { v.Cluster.Epoch++ },
+	} {
+		r := needsApproval(t)
+		device, user := r.askApproval(t, stable)
+		r.decided(t, user, true)
+		access := r.poll(stable, device)
+		r.keeper.change(change)
+		if got := r.withBearer(stable, access); got != 401 {
+			t.Errorf("another %s: %d", name, got)
+		}
+	}
+	r := needsApproval(t)
+	statuses := map[int]int{}
+	for range 3 * guessBurst {
+		status, _ := r.post(configPath+token+"/device", stable, false, url.Values{})
+		statuses[status]++
+	}
+	if statuses[200] > guessBurst+2 || statuses[429] == 0 {
+		t.Errorf("answered %v", statuses)
+	}
+}
+
 // TestApprovalSwitchedOff: who waits when approval is no longer wanted goes on.
 func TestApprovalSwitchedOff(t *testing.T) {
 	r := needsApproval(t)

@@ -137,6 +137,7 @@ type Server struct {
 	refusals *rate.Limiter           // of events that anyone can cause
 	guessers *guesses[netip.Addr]    // who is refused again and again is not looked at
 	guessed  *guesses[inventory.MAC] // whose refusals are too many to be noted one by one
+	asked    *guesses[string]        // codes that are asked for, by the token of the boot
 	held     chan struct{}           // one for each config request that waits
 	buffers  sync.Pool               // of *bytes.Buffer, to send configs from
 }
@@ -156,6 +157,7 @@ func New(c Config, d Deps, log zerolog.Logger) *Server {
 		refusals: rate.NewLimiter(5, 50),
 		guessers: newGuesses[netip.Addr](),
 		guessed:  newGuesses[inventory.MAC](),
+		asked:    newGuesses[string](),
 		held:     make(chan struct{}, maxHeld),
 	}
 	both := func(route string, h http.HandlerFunc) {

@@ -58,7 +58,7 @@ func (e *Event) complete(v View) {
 	if e.Kind == Solicited && e.Plan == "" {
 		e.Plan = PlanBoot(v).Action
 	}
-	if e.Kind != ScriptServed && e.Kind != ConfigServed && e.Kind != APIAnswered || v.Cluster == nil {
+	if e.Kind != ScriptServed && e.Kind != ConfigServed && e.Kind != APIAnswered && e.Kind != ApprovalGiven || v.Cluster == nil {
 		return
 	}
 	if e.Holds.Cluster == "" {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -55,6 +56,8 @@ type Flow struct {
 	Decided time.Time  `json:"decided,omitzero"`
 	Denied  bool       `json:"denied,omitempty"`
 	By      string     `json:"by,omitempty"` // who decided
+	// For is what was approved: the machine in this role, in this life of its cluster.
+	For Membership `json:"for,omitzero"`
 }
 
 // Approved reports whether a person said yes.
@@ -103,7 +106,7 @@ func applyApproval(f *Facts, e Event) (tells bool, err error) {
 		return false, fmt.Errorf("%s has expired: the machine shows another code by now: %w", e.Code, ErrRefused)
 	}
 	b := f.change(i)
-	b.Flows[j].Decided, b.Flows[j].Denied, b.Flows[j].By = e.Time, denied, e.By
+	b.Flows[j].Decided, b.Flows[j].Denied, b.Flows[j].By, b.Flows[j].For = e.Time, denied, e.By, e.Holds
 	return true, nil
 }
 
@@ -116,8 +119,10 @@ func (b *Boot) ask(e Event) {
 		}
 	}
 	b.Flows = append(b.Flows, Flow{UserCode: e.Code, Device: e.Device, Access: e.Access, Peer: e.Peer, Asked: e.Time, Expires: e.Expires})
-	if n := len(b.Flows); n > maxFlows {
-		b.Flows = b.Flows[n-maxFlows:]
+	if len(b.Flows) > maxFlows {
+		// Whoever asks again and again pushes out his own, not what a person decided.
+		oldest := max(0, slices.IndexFunc(b.Flows, func(f Flow) bool { return f.Decided.IsZero() }))
+		b.Flows = slices.Delete(b.Flows, oldest, oldest+1)
 	}
 }
 

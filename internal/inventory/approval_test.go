@@ -73,7 +73,10 @@ func TestApprovals(t *testing.T) {
 		t.Errorf("yes and no: %v", err)
 	}
 	for i := range 3 * maxFlows {
-		v = story(t, v, asked(string(rune('B'+i))))
+		v, yes = story(t, v, asked(string(rune('B'+i)))), story(t, yes, asked(string(rune('B'+i))))
+	}
+	if f := yes.Facts.Boots[0].Flows; len(f) != maxFlows || !f[0].Approved() || f[0].For != (Membership{Cluster: "prod", Role: ControlPlane}) {
+		t.Errorf("what was approved is pushed out: %+v", f)
 	}
 	if n := len(v.Facts.Boots[0].Flows); n != maxFlows {
 		t.Errorf("%d flows are kept", n)
