@@ -252,10 +252,9 @@ func imageOf(i *inventory.Image) api.Image {
 	}
 }
 
-func strangerOf(st inventory.Stranger) api.Stranger {
+func strangerOf(st inventory.Stranger, code string) api.Stranger {
 	return api.Stranger{
-		Code: inventory.AdoptionCode(st.MAC),
-		MAC:  string(st.MAC), UUID: st.UUID, Arch: string(st.Arch), Client: string(st.Client), Relay: text(st.Relay),
+		Code: code, MAC: string(st.MAC), UUID: st.UUID, Arch: string(st.Arch), Client: string(st.Client), Relay: text(st.Relay),
 		Port: st.Port, Subnet: st.Subnet, FirstSeen: st.FirstSeen, LastSeen: st.LastSeen,
 	}
 }

@@ -376,7 +376,11 @@ func (s *Server) listDiscovered(ctx context.Context, _ *struct{}) (*struct{ Body
 	out := &struct{ Body api.List[api.Stranger] }{}
 	out.Body.Items = make([]api.Stranger, 0, len(list)) // the inventory bounds them
 	for _, st := range list {
-		out.Body.Items = append(out.Body.Items, strangerOf(st))
+		code, err := s.inv.AdoptionCode(ctx, st.MAC)
+		if err != nil {
+			return nil, err
+		}
+		out.Body.Items = append(out.Body.Items, strangerOf(st, code))
 	}
 	return out, nil
 }

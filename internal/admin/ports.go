@@ -127,6 +127,8 @@ type Logs interface {
 // Discovered are the NICs seen that belong to nobody, the one seen last first.
 type Discovered interface {
 	Strangers(ctx context.Context) ([]inventory.Stranger, error)
+	// AdoptionCode is what the console of one shows.
+	AdoptionCode(ctx context.Context, mac inventory.MAC) (string, error)
 	// StrangerByCode finds the one whose console shows a code, or ErrNotFound.
 	StrangerByCode(ctx context.Context, code string) (inventory.Stranger, error)
 }

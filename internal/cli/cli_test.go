@@ -229,11 +229,14 @@ func TestScripts(t *testing.T) {
 					ts.Check(err)
 				}
 			},
-			// solicits MAC: firmware of the machine asks for an address.
+			// solicits MAC: firmware of the machine asks for an address; its code is $CODE.
 			"solicits": func(ts *testscript.TestScript, _ bool, args []string) {
 				keeper := ts.Value(keeperKey{}).(*inventory.Keeper)
 				_, err := keeper.Record(context.Background(), inventory.Event{Kind: inventory.Solicited, MAC: inventory.MAC(args[0]), Client: inventory.FirmwarePXE, XID: 7})
 				ts.Check(err)
+				code, err := keeper.AdoptionCode(context.Background(), inventory.MAC(args[0]))
+				ts.Check(err)
+				ts.Setenv("CODE", code)
 			},
 			// asks MAC CODE [ADDRESS]: the machine waits to be approved, and shows the code.
 			"asks": func(ts *testscript.TestScript, _ bool, args []string) {

@@ -26,9 +26,11 @@ func TestAdopt(t *testing.T) {
 	ran := make(chan error, 1)
 	go func() { ran <- r.Run(ctx) }()
 	mac := w2.Machine.MACs[0]
+	code, err := k.AdoptionCode(t.Context(), mac)
+	check(t, err)
 	var found inventory.Stranger
 	await(t, k, func() string {
-		if found, err = k.StrangerByCode(t.Context(), inventory.AdoptionCode(mac)); errors.Is(err, inventory.ErrNotFound) {
+		if found, err = k.StrangerByCode(t.Context(), code); errors.Is(err, inventory.ErrNotFound) {
 			return "nobody shows the code"
 		}
 		check(t, err)

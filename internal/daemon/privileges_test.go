@@ -57,6 +57,10 @@ func TestBecomesItsUser(t *testing.T) {
 			t.Errorf("it has no %q:\n%s", want, status)
 		}
 	}
+	// What is not dumpable is root's in /proc (proc(5)).
+	if environ, err := os.Stat(fmt.Sprintf("/proc/%d/environ", p.cmd.Process.Pid)); err != nil || environ.Sys().(*syscall.Stat_t).Uid != 0 {
+		t.Errorf("it can be dumped: %v", err)
+	}
 	info, err := os.Stat(l.cfg.Database())
 	if err != nil {
 		t.Fatal(err)

@@ -229,7 +229,7 @@ func (s *Server) decide(ctx context.Context, x *exchange) (err error) {
 	}
 	x.plan = inventory.PlanBoot(x.view)
 	if x.view.Machine == nil && x.subnet.Adopt {
-		x.plan = inventory.Plan{Action: inventory.Hold, Wait: true, Reason: "it waits to be adopted, with the code " + inventory.AdoptionCode(x.mac) + " on its console"}
+		x.plan = inventory.Plan{Action: inventory.Hold, Wait: true, Reason: "it waits to be adopted, by the code that its console shows"}
 	}
 	if !boots(x.client) || !x.plan.Action.Netboots() && !x.plan.Wait {
 		return nil

@@ -165,14 +165,13 @@ func (s *Server) hold(w http.ResponseWriter, r *http.Request, e inventory.Event,
 // adopt has an unregistered machine wait until somebody registers it, where that is
 // wanted: its next script is of what it is by then.
 func (s *Server) adopt(w http.ResponseWriter, r *http.Request, e inventory.Event) bool {
-	adopts, err := s.Inventory.Adopts(r.Context(), e.MAC)
+	code, err := s.Inventory.Adopts(r.Context(), e.MAC)
 	if err != nil {
 		s.log.Error().Err(err).Str("mac", string(e.MAC)).Msg("cannot look up who asks for a script")
 	}
-	if !adopts {
+	if code == "" {
 		return false
 	}
-	code := inventory.AdoptionCode(e.MAC)
 	s.junk.Info().Str("mac", string(e.MAC)).Str("code", code).Stringer("peer", e.Peer).Msg("an unregistered machine waits to be adopted")
 	text(w, http.StatusOK, retryScript(string(e.MAC)+" is not registered. Its code is "+code+": provisiond adopt "+code, s.again(e), later))
 	if e.Plan, e.Message = inventory.Hold, "waits to be adopted"; s.refusals.Allow() {

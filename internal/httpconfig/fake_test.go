@@ -47,7 +47,7 @@ type keeper struct {
 
 	attached   string // interface of the subnet; empty: it is behind a router
 	neighbours map[netip.Addr]inventory.MAC
-	adopts     bool
+	adopts     string // the code
 
 	viewErr, recordErr, addressErr error
 	onRecord                       func(e inventory.Event) // before it is in effect
@@ -121,7 +121,7 @@ func (k *keeper) LinkLayer(a netip.Addr, on string) (inventory.MAC, bool) {
 	return mac, ok && on == k.attached
 }
 
-func (k *keeper) Adopts(_ context.Context, mac inventory.MAC) (bool, error) {
+func (k *keeper) Adopts(_ context.Context, mac inventory.MAC) (string, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.adopts, k.viewErr

@@ -305,12 +305,12 @@ func TestWipeIsClaimedOnce(t *testing.T) {
 func TestAdoption(t *testing.T) {
 	r := newRack(t)
 	const stranger = "/boot/52:54:00:00:00:99/boot.ipxe?arch=x86_64"
-	code := inventory.AdoptionCode("52:54:00:00:00:99")
+	const code = "WDJB-MJHT"
 	from := inventory.MAC("52:54:00:00:00:99").LinkLocal()
 	if body := r.ask("GET", stranger, from).Body.String(); strings.Contains(body, code) || !strings.Contains(body, "exit 1") {
 		t.Errorf("where nobody is adopted:\n%s", body)
 	}
-	r.keeper.adopts = true
+	r.keeper.adopts = code
 	body := r.ask("GET", stranger, from).Body.String()
 	if !strings.Contains(body, "is not registered. Its code is "+code) || !strings.Contains(body, "chain --replace") || strings.Contains(body, "kernel http:") {
 		t.Errorf("a stranger is answered\n%s", body)

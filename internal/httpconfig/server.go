@@ -59,8 +59,9 @@ type Inventory interface {
 	MachineByAddress(ctx context.Context, a netip.Addr) (inventory.View, error)
 	// SubnetOf returns the subnet that an address lies in, or nil.
 	SubnetOf(a netip.Addr) *inventory.Subnet
-	// Adopts reports whether an unregistered NIC is to wait until it is registered.
-	Adopts(ctx context.Context, mac inventory.MAC) (bool, error)
+	// Adopts returns the code of an unregistered NIC that is to wait until it is
+	// registered, else nothing.
+	Adopts(ctx context.Context, mac inventory.MAC) (code string, err error)
 	// Images lists the boot images.
 	Images(ctx context.Context) ([]inventory.Image, error)
 	// Watch returns a channel that receives after changes, several of which may

@@ -2,34 +2,45 @@ package inventory
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 )
 
 // AdoptionCode is what the console of an unregistered machine shows, so that a person who
-// stands before it can say which of many it is. It is made of the MAC: it is no secret,
-// and proves nothing else.
-func AdoptionCode(mac MAC) string {
-	sum := sha256.Sum256([]byte("adopt " + string(mac)))
-	return userCode(sum[:])
+// stands before it can say which of many it is. It is made of the MAC and a key of ours,
+// or anyone could look for a MAC with the code of another.
+func (k *Keeper) AdoptionCode(ctx context.Context, mac MAC) (string, error) {
+	key, err := k.MetaOnce(ctx, "adoption-key", func() ([]byte, error) {
+		key := make([]byte, sha256.Size)
+		_, _ = rand.Read(key) // never fails (crypto/rand)
+		return key, nil
+	})
+	if err != nil {
+		return "", err
+	}
+	sum := hmac.New(sha256.New, key)
+	_, _ = sum.Write([]byte(mac)) // never fails (hash.Hash)
+	return userCode(sum.Sum(nil)), nil
 }
 
-// Adopts reports whether an unregistered NIC is to wait in its boot loader until it is
-// registered, because the subnet that it was seen on says so.
-func (k *Keeper) Adopts(ctx context.Context, mac MAC) (bool, error) {
+// Adopts returns the code of an unregistered NIC that is to wait in its boot loader until
+// it is registered, because the subnet that it was seen on says so; else nothing.
+func (k *Keeper) Adopts(ctx context.Context, mac MAC) (code string, err error) {
 	st, err := getJSON[Stranger](ctx, k.store, Key{BucketStrangers, string(mac)})
 	if errors.Is(err, ErrNotFound) {
-		return false, nil
+		return "", nil
 	} else if err != nil {
-		return false, err
+		return "", err
 	}
 	for _, s := range k.Subnets() {
-		if s.Name == st.Subnet {
-			return s.Adopt, nil
+		if s.Name == st.Subnet && s.Adopt {
+			return k.AdoptionCode(ctx, mac)
 		}
 	}
-	return false, nil
+	return "", nil
 }
 
 // StrangerByCode finds the unregistered NIC that shows a code, however it was typed. It
@@ -42,7 +53,11 @@ func (k *Keeper) StrangerByCode(ctx context.Context, code string) (Stranger, err
 	}
 	var found []Stranger
 	for _, st := range all {
-		if AdoptionCode(st.MAC) == code {
+		own, err := k.AdoptionCode(ctx, st.MAC)
+		if err != nil {
+			return Stranger{}, err
+		}
+		if own == code {
 			found = append(found, st)
 		}
 	}

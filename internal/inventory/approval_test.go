@@ -2,7 +2,6 @@ package inventory
 
 import (
 	"errors"
-	"fmt"
 	"regexp"
 	"testing"
 	"time"
@@ -87,17 +86,5 @@ func TestApprovals(t *testing.T) {
 	// A boot that nobody knows of takes none.
 	if v := story(t, registered(), asked("A")); len(v.Facts.Boots) != 0 {
 		t.Errorf("%+v", v.Facts.Boots)
-	}
-}
-
-func TestAdoptionCode(t *testing.T) {
-	seen := map[string]MAC{}
-	for i := range 3000 {
-		mac := MAC(fmt.Sprintf("52:54:00:00:%02x:%02x", i>>8, i&255))
-		code := AdoptionCode(mac)
-		if other, ok := seen[code]; ok || NormalUserCode(code) != code || AdoptionCode(mac) != code {
-			t.Fatalf("%s has the code %s, as %s", mac, code, other)
-		}
-		seen[code] = mac
 	}
 }
