@@ -280,6 +280,9 @@ func TestMovedMeanwhile(t *testing.T) {
 	if err := r.inv.DeleteMachine(ctx, "cp-1", v.Machine.Rev); !errors.Is(err, inventory.ErrConflict) {
 		t.Errorf("it was deleted: %v", err)
 	}
+	if _, err := r.inv.Record(ctx, inventory.Event{Kind: inventory.ReimageOrdered, Machine: "cp-1"}); !errors.Is(err, inventory.ErrNotFound) {
+		t.Errorf("it was ordered to be wiped: %v", err)
+	}
 }
 
 // brokenTrail is a trail on a disk that is full.

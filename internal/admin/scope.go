@@ -82,6 +82,15 @@ func (s scope) Machines(ctx context.Context, after string, limit int) ([]invento
 	}
 }
 
+// Record implements Inventory. What a machine belongs to is looked at in the commit: it
+// may have moved since it was loaded.
+func (s scope) Record(ctx context.Context, e inventory.Event) (inventory.View, error) {
+	if p := PrincipalOf(ctx); p != nil && p.limited() {
+		e.Within = p.Clusters
+	}
+	return s.Inventory.Record(ctx, e)
+}
+
 // PutMachine implements Inventory.
 func (s scope) PutMachine(ctx context.Context, m *inventory.Machine, rev uint64) (*inventory.Machine, error) {
 	if err := placed(ctx, m.Cluster); err != nil {

@@ -311,3 +311,58 @@ func TestSlowClients(t *testing.T) {
 		}
 	}
 }
+
+// TestConnectionsAreLimited: one address has so many open, and others as many as they
+// need meanwhile.
+func TestConnectionsAreLimited(t *testing.T) {
+	here := &net.TCPAddr{IP: net.IPv6loopback}
+	inner, err := net.ListenTCP("tcp6", here)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &limited{Listener: inner, lab: func(netip.Addr) bool { return false }, open: map[netip.Addr]int{}}
+	defer l.Close()
+	accepted := make(chan net.Conn, 2*maxOfPeer)
+	go func() {
+		defer close(accepted)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	var open []net.Conn
+	for range maxOfPeer {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		open = append(open, <-accepted)
+	}
+	more, err := net.Dial("tcp", inner.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer more.Close()
+	if n, err := more.Read(make([]byte, 1)); n > 0 || err == nil {
+		t.Errorf("one more is not closed: %d %v", n, err)
+	}
+	if !l.enter(netip.MustParseAddr("2001:db8::11")) {
+		t.Error("another address is turned away")
+	}
+	if err := open[0].Close(); err != nil {
+		t.Fatal(err)
+	}
+	_ = open[0].Close() // is counted once
+	again, err := net.Dial("tcp", inner.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if c := <-accepted; c == nil {
+		t.Error("one that is closed makes no room")
+	}
+}

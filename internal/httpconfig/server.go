@@ -189,13 +189,19 @@ func (s *Server) Handler() http.Handler { return s.router }
 // Serve answers the connections of l until ctx ends, then lets downloads go on
 // for a moment, closes l and every connection, and returns nil when all is
 // quiet. Config requests that are held are answered at once.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.serve(ctx, l, s.router) }
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	return s.serve(ctx, s.limit(l), s.router)
+}
+
+func (s *Server) limit(l net.Listener) net.Listener {
+	return &limited{Listener: l, lab: s.lab, open: map[netip.Addr]int{}}
+}
 
 // ServeTLS is Serve for what must not be read on the way: machine configs, and
 // nothing else. A failed handshake is no bad machine: Talos may try once before
 // it has read whom to trust.
 func (s *Server) ServeTLS(ctx context.Context, l net.Listener, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)) error {
-	return s.serve(ctx, tls.NewListener(l, &tls.Config{
+	return s.serve(ctx, tls.NewListener(s.limit(l), &tls.Config{
 		GetCertificate: certificate,
 		MinVersion:     tls.VersionTLS13, // Talos speaks it
 		NextProtos:     []string{"http/1.1"},

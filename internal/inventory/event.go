@@ -156,6 +156,10 @@ type Event struct {
 	// Asked is when the question left that the API answered; zero: unknown.
 	Asked time.Time `json:"-"`
 
+	// Within are the clusters that the machine must belong to, or there is none of its
+	// name (ErrNotFound); empty: any.
+	Within []string `json:"-"`
+
 	// Token is a fresh random token for the boot this event may begin. The
 	// Keeper fills it in, so that Apply stays pure; it is never logged.
 	Token string `json:"-"`

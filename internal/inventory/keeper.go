@@ -381,6 +381,9 @@ func (k *Keeper) Record(ctx context.Context, e Event) (View, error) {
 			return k.strangers.record(ctx, k.store, e)
 		}
 		if before.Machine != nil {
+			if len(e.Within) > 0 && !slices.Contains(e.Within, before.Machine.Cluster) {
+				return Commit{}, fmt.Errorf("machine %q: %w", before.Machine.Name, ErrNotFound)
+			}
 			waited = k.notes.waiting(&before)
 		}
 		c, after, err := changes(ctx, k.store, before, waited, e)

@@ -642,3 +642,19 @@ func TestManyRecords(t *testing.T) {
 		}
 	}
 }
+
+// TestRecordWithin: what is only for machines of some clusters is not for one that has
+// moved away.
+func TestRecordWithin(t *testing.T) {
+	k, _ := newKeeper(t)
+	mustCluster(t, k, "prod")
+	mustPut(t, k, &inventory.Machine{Name: "cp-1", MACs: []inventory.MAC{mac(1)}, Cluster: "prod", Role: inventory.ControlPlane})
+	order := inventory.Event{Kind: inventory.ReimageOrdered, Machine: "cp-1", Within: []string{"lab"}}
+	if _, err := k.Record(t.Context(), order); !errors.Is(err, inventory.ErrNotFound) {
+		t.Errorf("of another cluster: %v", err)
+	}
+	order.Within = []string{"lab", "prod"}
+	if v, err := k.Record(t.Context(), order); err != nil || !v.Facts.Reimage.Outstanding() {
+		t.Errorf("of one of them: %+v, %v", v.Facts.Reimage, err)
+	}
+}
