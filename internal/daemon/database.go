@@ -149,8 +149,10 @@ func Rotate(ctx context.Context, cfg *Config, to *sealed.Key) (from string, err 
 		}
 		return "", missingKey(cfg, "database "+cfg.Database(), recipient)
 	}
-	err = boltstore.Rewrite(cfg.Database(), resealed(ctx, key.Key, to))
-	return key.from, explainKey(err, key)
+	if err := boltstore.Rewrite(cfg.Database(), resealed(ctx, key.Key, to)); err != nil {
+		return key.from, explainKey(err, key)
+	}
+	return key.from, giveBack(cfg.Data)
 }
 
 // Restore puts a backup in place of a config's database, which must not be in use, and
@@ -198,7 +200,10 @@ func Restore(ctx context.Context, cfg *Config, backup string, former *sealed.Key
 		}
 		return w, err
 	})
-	return kept, explainKey(err, opens)
+	if err != nil {
+		return kept, explainKey(err, opens)
+	}
+	return kept, giveBack(cfg.Data)
 }
 
 // noteRestore has a line in the audit trail before a backup takes the place of the

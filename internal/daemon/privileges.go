@@ -96,6 +96,20 @@ func (id *identity) take(dir string) error {
 	return nil
 }
 
+// giveBack gives what root has just written into a folder of data to whom the folder is:
+// the daemon that runs as somebody else could not open it.
+func giveBack(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || os.Geteuid() != 0 || owner.Uid == 0 {
+		return nil
+	}
+	return walk(dir, func(root *os.Root, path string) error { return root.Lchown(path, int(owner.Uid), int(owner.Gid)) })
+}
+
 // become gives up root for good, and with it every capability, in all threads.
 func (id *identity) become() error {
 	for _, step := range []struct {

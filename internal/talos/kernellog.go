@@ -19,6 +19,8 @@ import (
 
 // Bounds of the kernel log receiver, which nobody has to prove anything to.
 const (
+	// firstLine is how long a connection may take to send a line that is one.
+	firstLine    = time.Minute
 	maxLogConns  = 16384     // open connections; each machine has one for as long as it runs
 	maxLogLine   = 16 << 10  // bytes of one line; the longest seen had 1154
 	logRate      = 128 << 10 // bytes per second of one connection, in the long run
@@ -119,6 +121,10 @@ func (c *logConn) close() {
 // sender wait.
 func (c *logConn) read(ctx context.Context, conn net.Conn) error {
 	in := bufio.NewReader(conn)
+	// Talos sends its whole log at once; who says nothing takes a place from others.
+	if err := conn.SetReadDeadline(time.Now().Add(firstLine)); err != nil {
+		return err
+	}
 	var line []byte
 	tooLong := false
 	for {
@@ -143,6 +149,10 @@ func (c *logConn) read(ctx context.Context, conn net.Conn) error {
 			}
 		} else if err := c.take(ctx, line); err != nil {
 			return err
+		} else if c.taken == 1 {
+			if err := conn.SetReadDeadline(time.Time{}); err != nil {
+				return err
+			}
 		}
 		line, tooLong = line[:0], false
 	}
