@@ -52,6 +52,8 @@ type Config struct {
 	Logs Logs
 	// Running asks machines what they run and gives them other configs; nil: nobody does.
 	Running Running
+	// Metrics answers with what is counted, in Prometheus' format; nil: nothing is.
+	Metrics http.Handler
 	// Pages makes what answers browsers, over TLS only, at all paths that are not the
 	// API's; nil: nothing does.
 	Pages func(*Server) http.Handler
@@ -188,6 +190,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	s.logRoutes(doc)
 	s.explainRoutes(doc)
 	s.rackRoutes(doc)
+	s.metricsRoute(doc)
 	s.accessRoutes(doc)
 	s.auditRoutes(doc)
 	s.documentRoutes(r, doc.OpenAPI())
@@ -247,6 +250,11 @@ func writeProblem(w http.ResponseWriter, status int, detail string) {
 // others.
 func register[I, O any](s *Server, doc huma.API, n needs, op huma.Operation, h func(context.Context, *I) (*O, error), errs ...int) {
 	op.Path = api.Prefix + op.Path
+	registerAt(s, doc, n, op, h, errs...)
+}
+
+// registerAt is register for a path that is not below the API's.
+func registerAt[I, O any](s *Server, doc huma.API, n needs, op huma.Operation, h func(context.Context, *I) (*O, error), errs ...int) {
 	op.Security = []map[string][]string{{"token": {}}, {"session": {}}, {"certificate": {}}}
 	op.Extensions = map[string]any{"x-provisiond-role": string(n.role), "x-provisiond-clusters": n.about != rackWide}
 	op.Middlewares = huma.Middlewares{s.enter(op.OperationID, n)}

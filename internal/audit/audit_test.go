@@ -388,6 +388,9 @@ func TestTooManyNotes(t *testing.T) {
 	if count != maxQueue+1 || last.Action != actionLost || !strings.HasPrefix(last.Reason, "7 entries") {
 		t.Errorf("%d lines, the last %+v", count, last)
 	}
+	if written, lost, failing := l.Counts(); written != uint64(count) || lost != 7 || failing {
+		t.Errorf("counted %d written, %d lost, %v", written, lost, failing)
+	}
 	sound(t, dir, uint64(count))
 }
 

@@ -51,7 +51,9 @@ type Log struct {
 	writing bool
 	closed  bool
 	failing atomic.Bool // the last write did not go well
-	timer   *time.Timer // runs while notes wait
+	written atomic.Uint64
+	missed  atomic.Uint64 // all of lost since Open
+	timer   *time.Timer   // runs while notes wait
 	writers sync.WaitGroup
 
 	files sync.RWMutex // held to write, and to look which files there are
@@ -166,6 +168,7 @@ func (l *Log) Note(e Entry) {
 		l.opts.Warn(fmt.Errorf("%s of %s came after the end: %w", e.Action, e.Who, ErrClosed))
 	case len(l.queue) >= maxQueue:
 		l.lost++
+		l.missed.Add(1)
 	default:
 		l.queue = append(l.queue, &pending{entry: e})
 		if l.timer == nil && !l.writing {
@@ -296,7 +299,11 @@ func (l *Log) add(entries ...*Entry) error {
 		next.Last, next.Head = e.Seq, hash(line)
 		buf = append(append(buf, line...), '\n')
 	}
-	return l.put(buf, next)
+	if err := l.put(buf, next); err != nil {
+		return err
+	}
+	l.written.Add(uint64(len(entries)))
+	return nil
 }
 
 // put writes and syncs bytes, after which the chain stands at next.
@@ -313,6 +320,12 @@ func (l *Log) put(buf []byte, next Chain) error {
 	l.size += int64(len(buf))
 	l.chain = next
 	return nil
+}
+
+// Counts returns how many lines were written since Open, how many notes are lost
+// because the disk took nothing for too long, and whether the last write failed.
+func (l *Log) Counts() (written, lost uint64, failing bool) {
+	return l.written.Load(), l.missed.Load(), l.failing.Load()
 }
 
 // reopen opens the file that grows, reads how far the trail has got, and brings into

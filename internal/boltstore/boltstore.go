@@ -50,8 +50,10 @@ type Options struct {
 // transaction and one fsync: they queue up while a sync runs, and the next
 // transaction takes all that waited.
 type Store struct {
-	db  *bbolt.DB
-	max uint64
+	db      *bbolt.DB
+	path    string
+	max     uint64
+	metrics metrics
 
 	mu      sync.Mutex
 	queue   []*request
@@ -94,7 +96,7 @@ func Open(path string, opts Options) (*Store, error) {
 	case err != nil:
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
-	s := &Store{db: db, max: uint64(opts.LogEntries)}
+	s := &Store{db: db, path: path, max: uint64(opts.LogEntries), metrics: newMetrics()}
 	if err := s.prepare(path, opts.ReadOnly); err != nil {
 		_ = db.Close() // the first error says more
 		return nil, err
@@ -237,6 +239,7 @@ func (s *Store) Commit(ctx context.Context, c inventory.Commit) (rev, logID uint
 		return 0, 0, err
 	}
 	r := &request{commit: c, done: make(chan struct{})}
+	start := time.Now()
 	s.mu.Lock()
 	s.queue = append(s.queue, r)
 	if !s.writing {
@@ -247,6 +250,7 @@ func (s *Store) Commit(ctx context.Context, c inventory.Commit) (rev, logID uint
 	// Once queued it will be tried, whatever becomes of ctx: returning early
 	// would leave the caller guessing.
 	<-r.done
+	s.metrics.committed(r.err, time.Since(start))
 	return r.rev, r.logID, r.err
 }
 
@@ -272,6 +276,7 @@ func (s *Store) drain() {
 // write applies a batch in one transaction. A commit whose check fails is left
 // out; it touched nothing, since checks come before writes.
 func (s *Store) write(batch []*request) {
+	s.metrics.batches.Observe(float64(len(batch)))
 	err := guarded(func() error { return s.db.Update(func(tx *bbolt.Tx) error { return s.applyAll(tx, batch) }) })
 	for _, r := range batch {
 		if err != nil && !errors.Is(r.err, inventory.ErrConflict) {

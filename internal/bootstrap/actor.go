@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"github.com/provisiond/provisiond/internal/inventory"
@@ -56,11 +57,12 @@ type Actor struct {
 	inv   Inventory
 	talos Talos
 	log   zerolog.Logger
+	calls *prometheus.CounterVec
 }
 
 // New returns an actor. It does nothing until Run.
 func New(inv Inventory, talos Talos, log zerolog.Logger) *Actor {
-	return &Actor{inv: inv, talos: talos, log: log}
+	return &Actor{inv: inv, talos: talos, log: log, calls: newCalls()}
 }
 
 // Run looks at all clusters whenever the inventory changes, and every few
@@ -186,6 +188,7 @@ func (a *Actor) do(ctx context.Context, cl *inventory.Cluster, secrets *inventor
 	callCtx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	outcome, err := a.talos.Bootstrap(callCtx, cl, secrets, addr)
+	a.calls.WithLabelValues(string(outcome)).Inc()
 	log.Info().Str("outcome", string(outcome)).AnErr("detail", err).Msg("bootstrap was called")
 	switch outcome {
 	case Accepted:

@@ -85,6 +85,9 @@ func Load(text []byte) (*CA, error) {
 // PEM is the certificate of the CA, for those who are to trust it. It is no secret.
 func (c *CA) PEM() []byte { return bytes.Clone(c.pem) }
 
+// Expires is when nobody trusts the CA any more.
+func (c *CA) Expires() time.Time { return c.cert.NotAfter }
+
 // Pool holds the CA alone.
 func (c *CA) Pool() *x509.CertPool {
 	pool := x509.NewCertPool()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 )
 
 // Files is a server certificate and its key in two files, read again when either
@@ -38,6 +39,13 @@ func (f *Files) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		f.warn(err)
 	}
 	return f.pair, nil
+}
+
+// Expires is when the certificate expires that was taken over last.
+func (f *Files) Expires() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pair.Leaf.NotAfter
 }
 
 // read takes over the files if they are others than last time. Whoever renews

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/rs/zerolog"
 	"golang.org/x/net/netutil"
 
 	"github.com/provisiond/provisiond/internal/admin"
@@ -105,13 +104,7 @@ func (c *Config) certificates(warn func(error)) (shown *ca.Files, clients *x509.
 }
 
 // secured is a listener of the API that speaks TLS.
-func secured(l net.Listener, cfg *Config, authority *ca.CA, log zerolog.Logger) (net.Listener, error) {
-	shown, clients, err := cfg.certificates(func(err error) {
-		log.Error().Err(err).Msg("the certificate of the API stays as it was")
-	})
-	if err != nil {
-		return nil, err
-	}
+func secured(l net.Listener, cfg *Config, authority *ca.CA, shown *ca.Files, clients *x509.CertPool) net.Listener {
 	show := authority.Server(cfg.hosts()...)
 	if shown != nil {
 		show = shown.GetCertificate
@@ -119,7 +112,7 @@ func secured(l net.Listener, cfg *Config, authority *ca.CA, log zerolog.Logger) 
 	if clients == nil {
 		clients = authority.Pool()
 	}
-	return tls.NewListener(netutil.LimitListener(l, maxCallers), admin.TLS(show, clients)), nil
+	return tls.NewListener(netutil.LimitListener(l, maxCallers), admin.TLS(show, clients))
 }
 
 // adviseLogin says how to log in, as long as nobody can.

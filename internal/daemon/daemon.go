@@ -20,6 +20,7 @@ import (
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
@@ -28,6 +29,7 @@ import (
 	"github.com/provisiond/provisiond/internal/boltstore"
 	"github.com/provisiond/provisiond/internal/bootstrap"
 	"github.com/provisiond/provisiond/internal/ca"
+	"github.com/provisiond/provisiond/internal/census"
 	"github.com/provisiond/provisiond/internal/dhcpv6"
 	"github.com/provisiond/provisiond/internal/httpconfig"
 	"github.com/provisiond/provisiond/internal/images"
@@ -58,6 +60,8 @@ type Daemon struct {
 	closes []func() error // in the order of opening; undone in reverse
 	keeper *inventory.Keeper
 	trail  *audit.Log
+
+	metrics *prometheus.Registry
 
 	version string
 
@@ -91,7 +95,7 @@ type part struct {
 // use, a missing capability, a locked database) is an error here and nothing
 // answers half-ready. It undoes everything when it fails. The caller calls Run.
 func New(ctx context.Context, o Options) (_ *Daemon, err error) {
-	d := &Daemon{log: o.Log, version: o.Version}
+	d := &Daemon{log: o.Log, version: o.Version, metrics: newMetrics(o.Version)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -117,6 +121,9 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 			return nil, err
 		}
 		d.onClose(store.Close)
+	}
+	if c, ok := store.(counts); ok {
+		d.count(c)
 	}
 	if err := d.openTrail(cfg); err != nil { // the lock on the database is ours: nobody else writes it
 		return nil, err
@@ -163,29 +170,42 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	api := machineAPI{client}
 
 	leases := dhcpv6.New(dhcpv6.Config{ServerDUID: duid, Boot: urls}, keeper, dhcpv6.NewKernelNeighbours(), component(o.Log, "dhcpv6"))
+	d.count(d.configs.renderer, leases, trailCounts{d.trail}, diskCounts(cfg.Data))
 	d.run("dhcpv6", func(ctx context.Context) error { return leases.Serve(ctx, sockets.dhcpv6) })
 	if err := d.serveRack(cfg, sockets, keeper, urls, authority, files, blobs, logs); err != nil {
 		return nil, err
 	}
-	d.run("bootstrap", bootstrap.New(keeper, api, component(o.Log, "bootstrap")).Run)
-	d.run("monitor", monitor.New(keeper, api, component(o.Log, "monitor")).Run)
-	d.run("reimage", reimage.New(keeper, resets{client}, component(o.Log, "reimage")).Run)
+	bootstraps, watcher := bootstrap.New(keeper, api, component(o.Log, "bootstrap")), monitor.New(keeper, api, component(o.Log, "monitor"))
+	reimages := reimage.New(keeper, resets{client}, component(o.Log, "reimage"))
+	d.run("bootstrap", bootstraps.Run)
+	d.run("monitor", watcher.Run)
+	d.run("reimage", reimages.Run)
 	machines := running{keeper, client, d.configs}
 	guard := guards{reimage.NewGuard(keeper, resets{client})}
-	d.run("rollout", rollout.New(keeper, rollouts{machines}, guard, component(o.Log, "rollout")).Run)
+	rolls := rollout.New(keeper, rollouts{machines}, guard, component(o.Log, "rollout"))
+	d.run("rollout", rolls.Run)
+	numbers := census.New(keeper, cfg.Stall, component(o.Log, "census"))
+	d.run("census", numbers.Run)
+	d.count(bootstraps, watcher, reimages, rolls, numbers)
 	d.run("sweep", func(ctx context.Context) error { return d.sweep(ctx, blobs) })
 	d.run("disk", func(ctx context.Context) error { return watchDisk(ctx, cfg.Data, component(o.Log, "disk")) })
 	pages, err := pagesOf(cfg, component(o.Log, "web"))
 	if err != nil {
 		return nil, err
 	}
-	operator := admin.New(admin.Config{Version: o.Version, Trail: d.trail, CA: authority, ForeignClients: cfg.ClientCA != "", Hosts: cfg.hosts(), DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Running: machines, Pages: pages},
+	operator := admin.New(admin.Config{Version: o.Version, Trail: d.trail, CA: authority, ForeignClients: cfg.ClientCA != "", Hosts: cfg.hosts(), DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Running: machines, Pages: pages, Metrics: d.showMetrics()},
 		operators{keeper, logs}, d.configs, guard, uploads{blobs}, component(o.Log, "api"))
+	apiLog := component(o.Log, "api")
+	shown, clients, err := cfg.certificates(func(err error) {
+		apiLog.Error().Err(err).Msg("the certificate of the API stays as it was")
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.count(certificateCounts{authority, shown})
 	for _, l := range sockets.api {
 		if l.Addr().Network() != "unix" {
-			if l, err = secured(l, cfg, authority, component(o.Log, "api")); err != nil {
-				return nil, err
-			}
+			l = secured(l, cfg, authority, shown, clients)
 		}
 		d.run("api on "+l.Addr().String(), func(ctx context.Context) error { return operator.Serve(ctx, l) })
 	}
@@ -204,17 +224,21 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, ur
 		limits.MaxPerPeer = 512 // a simulated rack: all machines have one address
 	}
 	first := tftp.New(limits, files, keeper, component(d.log, "tftp"))
+	d.count(first)
 	for _, conn := range s.tftp {
 		d.run("tftp on "+conn.LocalAddr().String(), func(ctx context.Context) error { return first.Serve(ctx, conn) })
 	}
 	boot := httpconfig.New(httpconfig.Config{URLs: urls, ApprovalURL: approvalURL(cfg)}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{d.configs}, Loaders: files, Images: blobs, Trail: d.trail, Neighbours: neighbours{}}, component(d.log, "http"))
+	d.count(boot)
 	d.run("http", func(ctx context.Context) error { return boot.Serve(ctx, s.http) })
 	d.run("https", func(ctx context.Context) error { return boot.ServeTLS(ctx, s.https, authority.Server()) })
 
 	sink := talos.NewEventSink(reports{keeper}, reports{keeper}, logs, component(d.log, "events"))
+	d.count(sink)
 	d.run("events", func(ctx context.Context) error { return sink.Serve(ctx, s.events) })
 	if s.kernelLog != nil {
 		receiver := talos.NewKernelLog(logs, reports{keeper}, component(d.log, "kernellog"))
+		d.count(receiver)
 		d.run("kernel log", func(ctx context.Context) error { return receiver.Serve(ctx, s.kernelLog) })
 	}
 

@@ -65,7 +65,13 @@ func openSealed(ctx context.Context, path string, o boltstore.Options, key *give
 	if err != nil {
 		return nil, errors.Join(explainKey(fmt.Errorf("database %s: %w", path, err), key), raw.Close())
 	}
-	return store, nil
+	return database{store, raw}, nil
+}
+
+// database is a sealed database with the metrics of the file that it is in.
+type database struct {
+	inventory.Store
+	counts
 }
 
 // firstKey makes the key of a database that is not sealed, or does not exist yet.

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 )
 
 // lowDisk is how little free space is worth a warning: a rack's facts, events
@@ -20,11 +19,9 @@ func watchDisk(ctx context.Context, path string, log zerolog.Logger) error {
 	defer tick.Stop()
 	low := false
 	for {
-		var s unix.Statfs_t
-		if err := unix.Statfs(path, &s); err != nil {
+		if free, err := freeSpace(path); err != nil {
 			log.Warn().Err(err).Msg("cannot see how full the disk is")
 		} else {
-			free := s.Bavail * uint64(s.Bsize)
 			was := low
 			if low = free < lowDisk; low {
 				log.Warn().Str("path", path).Uint64("freeBytes", free).Msg("the disk of the database is nearly full: free some space")

@@ -19,6 +19,7 @@ var ours = map[string][]string{
 	"internal/inventory/storetest": {"internal/inventory"},
 	"internal/boltstore":           {"internal/inventory"},
 	"internal/ca":                  nil,
+	"internal/census":              {"internal/inventory"},
 	"internal/sealed":              {"internal/inventory"},
 	"internal/audit":               nil,
 	"internal/bootstrap":           {"internal/inventory"},
@@ -55,6 +56,7 @@ var only = []struct {
 	{"google.golang.org/grpc", []string{"internal/talos", "internal/racktest", "internal/e2e"}, "only talos speaks gRPC"},
 	{"filippo.io/age", []string{"internal/sealed"}, "only sealed knows what seals"},
 	{"github.com/coreos/go-oidc", []string{"web"}, "only browsers are sent to an issuer"},
+	{"github.com/prometheus", []string{"internal/daemon", "internal/census", "internal/boltstore", "internal/dhcpv6", "internal/tftp", "internal/httpconfig", "internal/talos", "internal/bootstrap", "internal/monitor", "internal/reimage", "internal/rollout"}, "who counts hands out collectors, and the daemon registers them"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd/provisiond"}, "only the command line knows cobra"},
 }
 

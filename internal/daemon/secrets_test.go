@@ -236,7 +236,7 @@ func TestSecretsStayInside(t *testing.T) {
 		written[path] = text
 		return err
 	}))
-	for _, want := range []string{"log", "backup", l.cfg.Database(), filepath.Join(l.cfg.Data, "logs", "cp-1.log"), "socket /api/v1/events", "TCP /api/v1/machines/cp-1/config", "TCP /openapi.json"} {
+	for _, want := range []string{"log", "backup", l.cfg.Database(), filepath.Join(l.cfg.Data, "logs", "cp-1.log"), "socket /api/v1/events", "TCP /api/v1/machines/cp-1/config", "TCP /openapi.json", "TCP /metrics"} {
 		if len(written[want]) < 1000 {
 			t.Errorf("%s is not looked through: %d octets; there are %v", want, len(written[want]), slices.Sorted(maps.Keys(written)))
 		}

@@ -78,6 +78,7 @@ type Server struct {
 	log        zerolog.Logger
 	decisions  zerolog.Logger // the same, sampled: a flood of packets is no flood of lines
 	drops      *drops
+	exchanges  exchanges
 }
 
 // maxDecisionsPerSecond bounds the log lines of answers. A rack of 100 machines
@@ -87,7 +88,7 @@ const maxDecisionsPerSecond = 200
 // New returns a server. neighbours may be nil: then a NIC is never looked up.
 func New(cfg Config, inv Inventory, neighbours Neighbours, log zerolog.Logger) *Server {
 	return &Server{
-		cfg: cfg, inv: inv, neighbours: neighbours, log: log, drops: newDrops(),
+		cfg: cfg, inv: inv, neighbours: neighbours, log: log, drops: newDrops(), exchanges: newExchanges(),
 		decisions: log.Sample(&zerolog.BurstSampler{Burst: maxDecisionsPerSecond, Period: time.Second}),
 	}
 }
@@ -270,11 +271,15 @@ func (w *worker) work(ctx context.Context, in packet, strangers chan *exchange) 
 	x, err := w.receive(ctx, in)
 	switch {
 	case err != nil:
+		w.exchanges.dropped(x)
 		w.failed(ctx, in, err)
 	case x.unicast || w.inv.Registered(x.mac):
 		w.finish(ctx, x)
 	default:
-		enqueue(strangers, x, func(old *exchange) { w.dropQueued(old.in) })
+		enqueue(strangers, x, func(old *exchange) {
+			w.exchanges.dropped(old)
+			w.dropQueued(old.in)
+		})
 	}
 }
 
@@ -285,8 +290,11 @@ func (w *worker) finish(ctx context.Context, x *exchange) {
 		err = w.send(x.answer(r))
 	}
 	if err != nil {
+		w.exchanges.dropped(x)
 		w.failed(ctx, x.in, err)
+		return
 	}
+	w.exchanges.answered(x, r)
 }
 
 // failed counts and logs a packet that got no answer.

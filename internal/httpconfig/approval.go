@@ -140,7 +140,7 @@ func (s *Server) approve(_ context.Context, f *fetch) {
 		return
 	}
 	if f.approvedBy() == nil {
-		f.is(http.StatusUnauthorized, "nobody approved who asks as "+f.machine())
+		f.refuse(refusedApproval, http.StatusUnauthorized, "nobody approved who asks as "+f.machine())
 	}
 }
 

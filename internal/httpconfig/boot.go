@@ -13,13 +13,13 @@ import (
 )
 
 // entry sends iPXE on to the script of its NIC.
-func (s *Server) entry(w http.ResponseWriter, _ *http.Request) {
+func (s *Server) entry(w *transfer, _ *http.Request) {
 	text(w, http.StatusOK, entryScript(s.config.URLs))
 }
 
 // script answers iPXE with what its machine is to do. All but a request that no
 // iPXE makes is answered with a script, since a script can say why and try again.
-func (s *Server) script(w http.ResponseWriter, r *http.Request) {
+func (s *Server) script(w *transfer, r *http.Request) {
 	mac, err := inventory.ParseMAC(param(r, "mac"))
 	if err != nil {
 		s.refuse(w, r, http.StatusBadRequest, err.Error())

@@ -41,6 +41,7 @@ type fetch struct {
 
 	status int // 200; 401, 403 or 404 for good; 204 for not yet
 	reason string
+	why    refusal // if it was refused
 	view   inventory.View
 	boot   *inventory.Boot
 	config MachineConfig
@@ -53,6 +54,8 @@ type fetch struct {
 // to hours. The request is held until there is a config, and at last answered
 // with 204, after which Talos asks again at once.
 func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
+	start, end, sent := time.Now(), refused, 0
+	defer func() { s.metrics.ended(kindConfig, end, int64(sent), time.Since(start)) }()
 	f := s.begin(w, r)
 	if f == nil {
 		return
@@ -76,12 +79,19 @@ func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
 		h.Set("Content-Type", "application/yaml")
 		h.Set("Content-Length", strconv.Itoa(f.config.Size))
 		h.Set("Cache-Control", "no-store")
-		s.send(w, f.config.Parts)
+		s.metrics.grants.Inc()
+		if sent = s.send(w, f.config.Parts); sent == f.config.Size {
+			end = complete
+		} else {
+			end = brokenOff
+		}
 	case http.StatusNoContent:
+		end = notReady
 		f.log(s.log.Warn(), "config not ready")
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(http.StatusNoContent)
 	case http.StatusServiceUnavailable:
+		end = notReady
 		f.log(s.log.Warn(), "config not ready")
 		text(w, f.status, f.reason+"\n")
 	default:
@@ -94,11 +104,13 @@ func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
 func (s *Server) begin(w http.ResponseWriter, r *http.Request) *fetch {
 	mac, err := inventory.ParseMAC(param(r, "mac"))
 	if err != nil {
+		s.metrics.refusals[refusedForm].Inc()
 		s.refuse(w, r, http.StatusBadRequest, err.Error())
 		return nil
 	}
 	f := &fetch{mac: mac, token: param(r, "token"), peer: peerOf(r), plain: r.TLS == nil, bearer: bearer(r)}
 	if !s.lab(f.peer) && !s.guessers.allowed(f.peer) {
+		s.metrics.refusals[refusedOften].Inc()
 		text(w, http.StatusTooManyRequests, "too many refused requests\n")
 		return nil
 	}
@@ -107,6 +119,7 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *fetch {
 
 // refused is for a request that is not to be tried again.
 func (s *Server) refused(r *http.Request, f *fetch) {
+	s.metrics.refusals[f.why].Inc()
 	s.guessers.wrong(f.peer)
 	f.log(s.junk.Warn(), "config refused")
 	// No flood of guesses hides that a token was stolen.
@@ -170,11 +183,12 @@ func (f *fetch) log(e *zerolog.Event, what string) {
 }
 
 // send writes the parts as one: copying 16 KB costs less than another small
-// segment on the wire. Should it fail, Talos asks again.
-func (s *Server) send(w http.ResponseWriter, parts [][]byte) {
+// segment on the wire. Should it fail, Talos asks again. It returns the bytes that were
+// written.
+func (s *Server) send(w http.ResponseWriter, parts [][]byte) int {
 	if len(parts) == 1 {
-		_, _ = w.Write(parts[0])
-		return
+		n, _ := w.Write(parts[0])
+		return n
 	}
 	buf, ok := s.buffers.Get().(*bytes.Buffer)
 	if !ok {
@@ -185,7 +199,8 @@ func (s *Server) send(w http.ResponseWriter, parts [][]byte) {
 	for _, p := range parts {
 		_, _ = buf.Write(p) // never fails (bytes.Buffer)
 	}
-	_, _ = w.Write(buf.Bytes())
+	n, _ := w.Write(buf.Bytes())
+	return n
 }
 
 // look decides what the request comes to now. When that is 200 it has been
@@ -205,9 +220,9 @@ func (s *Server) load(ctx context.Context, f *fetch) {
 	if f.view, err = s.Inventory.View(ctx, f.mac, ""); err != nil {
 		f.is(http.StatusNoContent, "the inventory does not answer: "+err.Error())
 	} else if f.view.Machine == nil {
-		f.is(http.StatusNotFound, "this MAC is not registered")
+		f.refuse(refusedMAC, http.StatusNotFound, "this MAC is not registered")
 	} else if c := f.view.Cluster; f.plain && c != nil && !c.Plain() {
-		f.is(http.StatusForbidden, "configs of "+c.Name+" are delivered over https only")
+		f.refuse(refusedPlain, http.StatusForbidden, "configs of "+c.Name+" are delivered over https only")
 	}
 }
 
@@ -215,24 +230,24 @@ func (s *Server) load(ctx context.Context, f *fetch) {
 // address of the machine.
 func (s *Server) admit(ctx context.Context, f *fetch) {
 	if f.boot = bootOf(&f.view.Facts, f.token); f.boot == nil {
-		f.is(http.StatusForbidden, "the token is not that of a recent boot")
+		f.refuse(refusedToken, http.StatusForbidden, "the token is not that of a recent boot")
 		return
 	}
 	// One that still waits in memory for its config may, for as long as it takes.
 	waits := f.boot == f.view.Facts.Current() && f.boot.Config.IsZero()
 	if age := time.Since(f.boot.Started); age > s.config.TokenWindow && !waits {
-		f.is(http.StatusForbidden, fmt.Sprintf("boot %d began %v ago", f.boot.Number, age.Round(time.Minute)))
+		f.refuse(refusedAge, http.StatusForbidden, fmt.Sprintf("boot %d began %v ago", f.boot.Number, age.Round(time.Minute)))
 		return
 	}
 	if !f.boot.API.IsZero() {
-		f.is(http.StatusForbidden, fmt.Sprintf("boot %d is over: the machine's own API has answered", f.boot.Number))
+		f.refuse(refusedOver, http.StatusForbidden, fmt.Sprintf("boot %d is over: the machine's own API has answered", f.boot.Number))
 		return
 	}
 	if why, err := s.stranger(ctx, f.view.Machine, f.peer); err != nil {
 		f.is(http.StatusNoContent, "the inventory does not answer: "+err.Error())
 	} else if why != "" {
 		f.stolen = true
-		f.is(http.StatusForbidden, why)
+		f.refuse(refusedAddress, http.StatusForbidden, why)
 	}
 }
 
@@ -248,7 +263,7 @@ func (s *Server) plan(_ context.Context, f *fetch) {
 	case plan.Action == inventory.Hold:
 		f.is(http.StatusNoContent, plan.Reason)
 	default:
-		f.is(http.StatusForbidden, plan.Reason)
+		f.refuse(refusedPlan, http.StatusForbidden, plan.Reason)
 	}
 }
 
@@ -265,7 +280,7 @@ func (s *Server) recordServed(ctx context.Context, f *fetch) {
 		Holds: inventory.Membership{Cluster: f.view.Cluster.Name, Role: f.view.Machine.Role, Epoch: f.view.Cluster.Epoch},
 	})
 	if errors.Is(err, inventory.ErrNotFound) {
-		f.is(http.StatusNotFound, "this MAC is not registered any more")
+		f.refuse(refusedMAC, http.StatusNotFound, "this MAC is not registered any more")
 	} else if err != nil {
 		f.is(http.StatusNoContent, "the inventory cannot be written: "+err.Error())
 	}
@@ -280,6 +295,12 @@ func (s *Server) recordRefusal(ctx context.Context, f *fetch) {
 }
 
 func (f *fetch) is(status int, reason string) { f.status, f.reason = status, reason }
+
+// refuse is for good.
+func (f *fetch) refuse(why refusal, status int, reason string) {
+	f.why = why
+	f.is(status, reason)
+}
 
 func (f *fetch) machine() string {
 	if f.view.Machine == nil {

@@ -15,7 +15,7 @@ import (
 // image serves a kernel or an initramfs: Range, If-None-Match and If-Range by
 // its hash. Images are public bytes, so anybody may read them; who did is
 // recorded only for the machine the URL was made for.
-func (s *Server) image(w http.ResponseWriter, r *http.Request) {
+func (s *Server) image(w *transfer, r *http.Request) {
 	ctx := r.Context()
 	schematic := param(r, "schematic")
 	if schematic == plainSchematic {
@@ -52,21 +52,20 @@ func (s *Server) image(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set("ETag", `"`+blob.SHA256+`"`)
-	t := &transfer{ResponseWriter: w, stall: s.config.Stall}
 	start := time.Now()
-	http.ServeContent(t, r, "", time.Time{}, f)
-	if view.Machine == nil || r.Method != http.MethodGet || t.status != http.StatusOK {
+	http.ServeContent(w, r, "", time.Time{}, f)
+	if view.Machine == nil || r.Method != http.MethodGet || w.status != http.StatusOK {
 		return
 	}
 	mac, _ := inventory.ParseMAC(r.URL.Query().Get("mac"))
-	if !t.whole(blob.Size) {
+	if !w.whole(blob.Size) {
 		s.log.Warn().Str("machine", view.Machine.Name).Str("mac", string(mac)).Str("image", id).
-			Int64("bytes", t.sent).Int64("of", blob.Size).Str("reason", "the machine hung up or stopped reading").Msg("image broken off")
+			Int64("bytes", w.sent).Int64("of", blob.Size).Str("reason", "the machine hung up or stopped reading").Msg("image broken off")
 		return
 	}
 	s.record(ctx, inventory.Event{Kind: kind, MAC: mac, Machine: view.Machine.Name, Boot: boot, Peer: peerOf(r)})
 	s.log.Info().Str("machine", view.Machine.Name).Str("mac", string(mac)).Str("image", id).Str("event", string(kind)).
-		Int64("bytes", t.sent).Dur("took", time.Since(start)).Msg("image served")
+		Int64("bytes", w.sent).Dur("took", time.Since(start)).Msg("image served")
 }
 
 // reader is the machine, and its boot, that the URL names, if the peer is it.

@@ -11,7 +11,7 @@ import (
 
 // loader serves the first-stage loaders and the script beside them. No plan is
 // asked: they are public bytes.
-func (s *Server) loader(w http.ResponseWriter, r *http.Request) {
+func (s *Server) loader(w *transfer, r *http.Request) {
 	name := param(r, "arch") + "/" + param(r, "file")
 	f, err := s.Loaders.Open(name)
 	if err != nil {
@@ -33,9 +33,8 @@ func (s *Server) loader(w http.ResponseWriter, r *http.Request) {
 	default:
 		w.Header().Set("Content-Type", "application/octet-stream")
 	}
-	t := &transfer{ResponseWriter: w, stall: s.config.Stall}
-	http.ServeContent(t, r, "", st.ModTime(), content)
-	if path.Ext(name) != ".efi" || r.Method != http.MethodGet || !t.whole(st.Size()) {
+	http.ServeContent(w, r, "", st.ModTime(), content)
+	if path.Ext(name) != ".efi" || r.Method != http.MethodGet || !w.whole(st.Size()) {
 		return
 	}
 	peer := peerOf(r)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"github.com/provisiond/provisiond/internal/inventory"
@@ -85,4 +86,6 @@ func (s *Server) record(ctx context.Context, e inventory.Event) {
 	}
 }
 
-func newErrorLog(log zerolog.Logger) *stdlog.Logger { return stdlog.New(errorLog{log}, "", 0) }
+func newErrorLog(log zerolog.Logger, handshakes prometheus.Counter) *stdlog.Logger {
+	return stdlog.New(errorLog{log, handshakes}, "", 0)
+}

@@ -3,6 +3,7 @@
 package httpconfig
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"golang.org/x/time/rate"
 
@@ -141,6 +143,7 @@ type Server struct {
 	asked    *guesses[string]        // codes that are asked for, by the token of the boot
 	held     chan struct{}           // one for each config request that waits
 	buffers  sync.Pool               // of *bytes.Buffer, to send configs from
+	metrics  metrics
 }
 
 // New makes a server. It does no I/O.
@@ -160,17 +163,18 @@ func New(c Config, d Deps, log zerolog.Logger) *Server {
 		guessed:  newGuesses[inventory.MAC](),
 		asked:    newGuesses[string](),
 		held:     make(chan struct{}, maxHeld),
+		metrics:  newMetrics(),
 	}
 	both := func(route string, h http.HandlerFunc) {
 		s.router.Get(route, h)
 		s.router.Head(route, h)
 	}
-	both(routeLoader, s.loader)
-	both(routeEntry, s.entry)
-	both(routeKernel, s.image)
-	both(routeInitramfs, s.image)
+	both(routeLoader, s.counted(kindLoader, s.loader))
+	both(routeEntry, s.counted(kindScript, s.entry))
+	both(routeKernel, s.counted(kindKernel, s.image))
+	both(routeInitramfs, s.counted(kindInitramfs, s.image))
 	// These two record what they answer, so there is no HEAD of them.
-	s.router.Get(routeScript, s.script)
+	s.router.Get(routeScript, s.counted(kindScript, s.script))
 	for _, r := range []chi.Router{s.router, s.secure} {
 		r.Get(routeConfig, s.machineConfig)
 		r.Post(routeDevice, s.authorizeDevice)
@@ -226,7 +230,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, router http.Handler)
 		WriteTimeout:      s.config.Stall, // moved on by whoever writes for longer
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          newErrorLog(s.junk),
+		ErrorLog:          newErrorLog(s.junk, s.metrics.handshakes),
 	}
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -290,10 +294,17 @@ func param(r *http.Request, name string) string {
 	return plain
 }
 
-// errorLog passes on what net/http complains of: connections that break off.
-type errorLog struct{ log zerolog.Logger }
+// errorLog passes on what net/http complains of: connections that break off. It is
+// told of failed handshakes in no other way than by their lines.
+type errorLog struct {
+	log        zerolog.Logger
+	handshakes prometheus.Counter
+}
 
 func (e errorLog) Write(p []byte) (int, error) {
+	if bytes.HasPrefix(p, []byte("http: TLS handshake error")) {
+		e.handshakes.Inc()
+	}
 	e.log.Debug().Str("reason", string(p[:min(len(p), 200)])).Msg("HTTP connection failed")
 	return len(p), nil
 }

@@ -173,6 +173,23 @@ func (k *Keeper) Leases(ctx context.Context) ([]Lease, error) {
 	return listAll[Lease](ctx, k.store, BucketLeases)
 }
 
+// PoolUse is how full the pool of a subnet is.
+type PoolUse struct {
+	Subnet     string
+	Size, Used uint64
+}
+
+// Pools returns how full the pools of the subnets are.
+func (k *Keeper) Pools() []PoolUse {
+	subnets := k.Subnets()
+	used := k.leases.inPools(subnets, time.Now())
+	out := make([]PoolUse, len(subnets))
+	for i := range subnets {
+		out[i] = PoolUse{subnets[i].Name, subnets[i].Pool.Size(), used[i]}
+	}
+	return out
+}
+
 // Sweep deletes leases that ended. It is housekeeping: an ended lease is free
 // for others at once, swept or not.
 func (k *Keeper) Sweep(ctx context.Context) error {

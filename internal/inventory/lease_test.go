@@ -215,3 +215,28 @@ func TestSweepForgetsNoNewLease(t *testing.T) {
 		}
 	})
 }
+
+// TestPools: a pool is as full as what is promised of it.
+func TestPools(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, _ := newKeeper(t)
+		used := func() uint64 {
+			t.Helper()
+			p := k.Pools()[0]
+			if s := k.Subnets()[0]; p.Subnet != s.Name || p.Size != s.Pool.Size() {
+				t.Errorf("%+v", p)
+			}
+			return p.Used
+		}
+		for i := range 3 {
+			mustBind(t, k, stranger(k, i))
+		}
+		if n := used(); n != 3 {
+			t.Errorf("%d are used", n)
+		}
+		time.Sleep(2 * k.Subnets()[0].Valid) // a lease is stored for somewhat longer than it is promised
+		if n := used(); n != 0 {
+			t.Errorf("%d are used after their end, swept or not", n)
+		}
+	})
+}

@@ -199,6 +199,28 @@ func (t *leases) room(s *Subnet, now time.Time) bool {
 	return live < limit
 }
 
+// inPools counts, for each subnet, the addresses of its pool that are promised or kept
+// out of use.
+func (t *leases) inPools(subnets []Subnet, now time.Time) []uint64 {
+	var live []netip.Addr // counted without the lock: clients wait for it
+	t.mu.Lock()
+	for a, l := range t.by {
+		if l.live(now) {
+			live = append(live, a)
+		}
+	}
+	t.mu.Unlock()
+	used := make([]uint64, len(subnets))
+	for _, a := range live {
+		for i := range subnets {
+			if subnets[i].Pool.Contains(a) {
+				used[i]++
+			}
+		}
+	}
+	return used
+}
+
 // done gives back what choose has reserved.
 func (t *leases) done(a netip.Addr) {
 	t.mu.Lock()

@@ -51,6 +51,8 @@ type Monitor struct {
 	talos Talos
 	log   zerolog.Logger
 
+	probes probes
+
 	pace  *rate.Limiter
 	turns map[string]*turn // by machine; owned by Run
 }
@@ -71,7 +73,7 @@ type answer struct {
 
 // New returns a monitor. It does nothing until Run.
 func New(inv Inventory, talos Talos, log zerolog.Logger) *Monitor {
-	return &Monitor{inv: inv, talos: talos, log: log, pace: rate.NewLimiter(perSecond, perSecond), turns: map[string]*turn{}}
+	return &Monitor{inv: inv, talos: talos, log: log, probes: newProbes(), pace: rate.NewLimiter(perSecond, perSecond), turns: map[string]*turn{}}
 }
 
 // Run asks machines until ctx ends. At start it looks at every machine once;
@@ -224,6 +226,7 @@ func (m *Monitor) ask(ctx context.Context, name string) answer {
 	if errors.Is(err, inventory.ErrNotFound) {
 		return never
 	} else if err != nil {
+		m.probes.trouble.Inc()
 		return answer{name, seldom, true}
 	}
 	again := every(v)
@@ -232,6 +235,7 @@ func (m *Monitor) ask(ctx context.Context, name string) answer {
 	}
 	keys, err := m.inv.Keys(ctx, v)
 	if err != nil {
+		m.probes.trouble.Inc()
 		m.log.Error().Err(err).Str("machine", name).Msg("cannot ask the API")
 		return answer{name, seldom, true}
 	}
@@ -250,13 +254,20 @@ func (m *Monitor) ask(ctx context.Context, name string) answer {
 		}
 	}
 	if err != nil {
+		m.probes.silent.Inc()
 		return answer{name, again, true} // not up yet, or down: its phase says so in time
 	}
 	holds := inventory.Membership{Cluster: life.Cluster.Name, Role: v.Machine.Role, Epoch: life.Epoch}
 	after, err := m.inv.Record(ctx, inventory.Event{Kind: inventory.APIAnswered, Machine: name, Stage: stage, Ready: ready, Asked: asked, Holds: holds, Message: "its API answered: " + string(stage)})
 	if err != nil {
+		m.probes.trouble.Inc()
 		m.log.Error().Err(err).Str("machine", name).Msg("cannot record what the API said")
 		return answer{name, again, true}
+	}
+	if ready {
+		m.probes.ready.Inc()
+	} else {
+		m.probes.notReady.Inc()
 	}
 	if after.Facts.Ready && !v.Facts.Ready {
 		m.log.Info().Str("machine", name).Msg("ready")

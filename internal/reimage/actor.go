@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"github.com/provisiond/provisiond/internal/inventory"
@@ -40,11 +41,12 @@ type Actor struct {
 	talos Talos
 	guard *Guard
 	log   zerolog.Logger
+	wipes *prometheus.CounterVec
 }
 
 // New returns an actor. It does nothing until Run.
 func New(inv Inventory, talos Talos, log zerolog.Logger) *Actor {
-	return &Actor{inv: inv, talos: talos, guard: NewGuard(inv, talos), log: log}
+	return &Actor{inv: inv, talos: talos, guard: NewGuard(inv, talos), log: log, wipes: newWipes()}
 }
 
 // Run looks at every machine once, and from then on at those to which something
@@ -289,6 +291,7 @@ func (a *Actor) reset(ctx context.Context, v inventory.View, life *inventory.Key
 	// Where the cluster may be lost there may be nothing left to leave.
 	graceful := r.Graceful && !r.Destroy
 	outcome, err := a.talos.Reset(calling, life.Cluster, life.Secrets, v.Machine.Address, graceful, r.AllDisks)
+	a.wipes.WithLabelValues(string(outcome)).Inc()
 	log.Info().Str("outcome", string(outcome)).AnErr("detail", err).Bool("graceful", graceful).Bool("allDisks", r.AllDisks).Msg("the wipe was asked for")
 	e := inventory.Event{Kind: inventory.WipeAccepted, Machine: name, Message: "its API wipes it"}
 	switch outcome {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"github.com/provisiond/provisiond/internal/inventory"
@@ -64,11 +65,12 @@ type Actor struct {
 	machines Machines
 	guard    Guard
 	log      zerolog.Logger
+	acts     *prometheus.CounterVec
 }
 
 // New returns an actor. It does nothing until Run.
 func New(inv Inventory, machines Machines, guard Guard, log zerolog.Logger) *Actor {
-	return &Actor{inv: inv, machines: machines, guard: guard, log: log}
+	return &Actor{inv: inv, machines: machines, guard: guard, log: log, acts: newActs()}
 }
 
 // Run sees every rollout through, until ctx ends. It re-derives everything from what is
@@ -272,6 +274,7 @@ func (a *Actor) ask(ctx context.Context, r *inventory.Rollout, s step, p Probe) 
 	} else {
 		said, outcome, err = a.machines.Apply(call, v, p.Wanted, r.Mode)
 	}
+	a.acts.WithLabelValues(string(s.do), string(outcome)).Inc()
 	a.log.Info().Str("cluster", r.Cluster).Str("machine", s.machine).Str("act", string(s.do)).Str("outcome", string(outcome)).AnErr("detail", err).Msg("a machine was asked")
 	e := inventory.Event{Kind: inventory.RolloutMachineAnswered, Machine: s.machine, Message: said}
 	switch outcome {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/siderolabs/siderolink/api/events"
 	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
@@ -66,6 +67,7 @@ type EventSink struct {
 	log     zerolog.Logger
 	seen    *lru[struct{}]        // machine and id of events that were recorded
 	last    *lru[inventory.Event] // machine → its last stage
+	metrics sinkMetrics
 }
 
 // NewEventSink returns an EventSink: what changes the picture of a machine goes to
@@ -74,6 +76,7 @@ func NewEventSink(rec Recorder, resolve Resolver, logs Logs, log zerolog.Logger)
 	return &EventSink{
 		rec: rec, resolve: resolve, logs: logs, log: log,
 		seen: newLRU[struct{}](maxRemembered), last: newLRU[inventory.Event](maxRemembered),
+		metrics: newSinkMetrics(),
 	}
 }
 
@@ -86,7 +89,7 @@ func (s *EventSink) Serve(ctx context.Context, l net.Listener) error {
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleConnection, Time: 30 * time.Second, Timeout: 15 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.StatsHandler(connTagger{}),
+		grpc.StatsHandler(connTagger{s.metrics.conns}),
 		grpc.WaitForHandlers(true))
 	events.RegisterEventSinkServiceServer(srv, s)
 	stop := context.AfterFunc(ctx, srv.Stop)
@@ -115,15 +118,23 @@ type reporter struct {
 
 type reporterKey struct{}
 
-// connTagger gives each connection a reporter.
-type connTagger struct{}
+// connTagger gives each connection a reporter, and counts those that are open.
+type connTagger struct{ open prometheus.Gauge }
 
 func (connTagger) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
 	return context.WithValue(ctx, reporterKey{}, &reporter{limit: rate.NewLimiter(eventRate, eventBurst)})
 }
 func (connTagger) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
 func (connTagger) HandleRPC(context.Context, stats.RPCStats)                       {}
-func (connTagger) HandleConn(context.Context, stats.ConnStats)                     {}
+
+func (c connTagger) HandleConn(_ context.Context, s stats.ConnStats) {
+	switch s.(type) {
+	case *stats.ConnBegin:
+		c.open.Inc()
+	case *stats.ConnEnd:
+		c.open.Dec()
+	}
+}
 
 // Publish takes one event. Talos sends the next when it was answered, and the
 // same again when it was refused.
@@ -133,11 +144,13 @@ func (s *EventSink) Publish(ctx context.Context, req *events.EventRequest) (*eve
 		return nil, status.Error(codes.Internal, "the connection has no reporter")
 	}
 	if !r.limit.Allow() {
+		s.metrics.tooMany.Inc()
 		return nil, status.Error(codes.ResourceExhausted, "too many events")
 	}
 	msg, err := req.GetData().UnmarshalNew()
 	if err != nil {
 		// A type of a newer Talos must not stop the stream.
+		s.metrics.unknown.Inc()
 		s.log.Debug().Str("reason", "an event of an unknown type").Str("type", clip(req.GetData().GetTypeUrl())).Msg("ignored an event")
 		return &events.EventResponse{}, nil
 	}
@@ -146,17 +159,23 @@ func (s *EventSink) Publish(ctx context.Context, req *events.EventRequest) (*eve
 	s.identify(ctx, r, msg)
 	s.keep(r, eventLine(req.GetId(), msg))
 	e, ok := translate(msg)
-	if !ok {
+	if r.machine == "" {
+		s.metrics.held.Inc()
+		if ok {
+			r.hold(e)
+		}
 		return &events.EventResponse{}, nil
 	}
-	if r.machine == "" {
-		r.hold(e)
+	if !ok {
+		s.metrics.taken.Inc()
 		return &events.EventResponse{}, nil
 	}
 	if err := s.record(ctx, r, req.GetId(), e); err != nil {
+		s.metrics.unrecorded.Inc()
 		s.log.Warn().Str("machine", r.machine).Str("mac", string(r.mac)).Str("reason", err.Error()).Msg("an event was not recorded")
 		return nil, status.Error(codes.Unavailable, "the event was not recorded")
 	}
+	s.metrics.taken.Inc()
 	return &events.EventResponse{}, nil
 }
 

@@ -41,11 +41,12 @@ type KernelLog struct {
 	resolve Resolver
 	log     zerolog.Logger
 	unnamed chan struct{} // one token for each connection that holds lines
+	metrics kernelMetrics
 }
 
 // NewKernelLog returns a KernelLog. It does no I/O.
 func NewKernelLog(logs Logs, resolve Resolver, log zerolog.Logger) *KernelLog {
-	return &KernelLog{logs: logs, resolve: resolve, log: log, unnamed: make(chan struct{}, maxUnnamed)}
+	return &KernelLog{logs: logs, resolve: resolve, log: log, unnamed: make(chan struct{}, maxUnnamed), metrics: newKernelMetrics()}
 }
 
 // Serve receives on l until ctx ends, then closes it and every connection. It
@@ -89,6 +90,8 @@ func (k *KernelLog) receive(ctx context.Context, conn net.Conn) {
 		c.peer = tcp.AddrPort().Addr().Unmap()
 	}
 	defer c.close()
+	k.metrics.conns.Inc()
+	defer k.metrics.conns.Dec()
 	err := c.read(ctx, conn)
 	k.log.Debug().Str("machine", c.machine).Stringer("peer", c.peer).Uint64("lines", c.taken).Uint64("unknown", c.unknown).
 		Uint64("tooLong", c.long).Uint64("garbage", c.garbage).AnErr("reason", err).Msg("a kernel log ended")
@@ -144,6 +147,7 @@ func (c *logConn) read(ctx context.Context, conn net.Conn) error {
 			return err // an unfinished line is sent again with the next connection
 		}
 		if tooLong {
+			c.k.metrics.long.Inc()
 			if c.long++; c.long == 1 {
 				c.k.log.Warn().Str("machine", c.machine).Stringer("peer", c.peer).Int("limit", maxLogLine).Msg("a line of a kernel log is too long and left out")
 			}
@@ -167,6 +171,7 @@ var (
 func (c *logConn) take(ctx context.Context, b []byte) error {
 	l, err := parseKernelLine(b)
 	if err != nil {
+		c.k.metrics.garbage.Inc()
 		if c.garbage++; c.garbage >= maxGarbage && c.taken == 0 {
 			return errNoKernelLog
 		}
@@ -174,7 +179,7 @@ func (c *logConn) take(ctx context.Context, b []byte) error {
 	}
 	c.taken++
 	if c.lines != nil {
-		return c.lines.Append(l)
+		return c.keep(l)
 	}
 	if err := c.identify(ctx, l); err != nil {
 		return err
@@ -186,10 +191,16 @@ func (c *logConn) take(ctx context.Context, b []byte) error {
 	held := c.held
 	c.release()
 	for _, h := range held {
-		if err := c.lines.Append(h); err != nil {
+		if err := c.keep(h); err != nil {
 			return err
 		}
 	}
+	return c.keep(l)
+}
+
+// keep puts a line into the machine's log.
+func (c *logConn) keep(l LogLine) error {
+	c.k.metrics.lines.Inc()
 	return c.lines.Append(l)
 }
 
@@ -242,6 +253,7 @@ func (c *logConn) hold(l LogLine) {
 		return
 	}
 	c.unknown += uint64(len(c.held)) + 1
+	c.k.metrics.unknown.Add(float64(len(c.held)) + 1)
 	c.release()
 }
 

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/rs/zerolog"
 )
 
@@ -241,6 +242,9 @@ func TestKernelLogOfAnUnknownAddress(t *testing.T) {
 			got := logs.lines("w-1")
 			if len(got) != tt.kept || k.dropped.Load() != uint64(tt.dropped) {
 				t.Errorf("%d kept and %d dropped, want %d and %d", len(got), k.dropped.Load(), tt.kept, tt.dropped)
+			}
+			if kept, dropped := testutil.ToFloat64(k.metrics.lines), testutil.ToFloat64(k.metrics.unknown); kept != float64(tt.kept) || dropped != float64(tt.dropped) {
+				t.Errorf("%v and %v were counted", kept, dropped)
 			}
 			for i := 1; i < len(got); i++ {
 				if got[i].Seq != got[i-1].Seq+1 {

@@ -82,6 +82,7 @@ type Renderer struct {
 	bases   *lru[*base]
 	configs *lru[*Config]
 	zstd    *zstd.Encoder // of early configs
+	renders renders
 }
 
 // NewRenderer returns a Renderer with empty caches.
@@ -89,6 +90,7 @@ func NewRenderer(o Options) *Renderer {
 	enc, _ := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(zstd.MinWindowSize)) // fails for bad options only
 	return &Renderer{
 		zstd:    enc,
+		renders: newRenders(),
 		opts:    o,
 		patches: newLRU[*patch](maxParsed),
 		bases:   newLRU[*base](maxBases),
@@ -111,7 +113,9 @@ func (r *Renderer) Render(in Input) (*Config, error) {
 		if c, ok := r.configs.get(key); ok {
 			return c, nil
 		}
+		start := time.Now()
 		c, err := r.render(in)
+		r.renders.took(time.Since(start), err)
 		if err != nil {
 			return nil, err
 		}

@@ -67,6 +67,8 @@ type Server struct {
 	log    zerolog.Logger
 	junk   zerolog.Logger // rate-limited: anyone on the link can cause these lines
 
+	metrics metrics
+
 	mu        sync.Mutex
 	transfers map[netip.Addr]int
 	total     int
@@ -84,6 +86,7 @@ func New(c Config, files fs.FS, inv Inventory, log zerolog.Logger) *Server {
 		inv:       inv,
 		log:       log,
 		junk:      log.Sample(&zerolog.BurstSampler{Burst: 5, Period: 10 * time.Second}),
+		metrics:   newMetrics(),
 		transfers: map[netip.Addr]int{},
 	}
 }
@@ -135,6 +138,8 @@ func (s *Server) send(ctx context.Context, asked string, to io.ReaderFrom) error
 	peer := remote.AddrPort().Addr().Unmap()
 	log := s.log.With().Stringer("peer", peer).Logger()
 
+	outcome, sent, took := refused, int64(0), time.Duration(0)
+	defer func() { s.metrics.ended(asked, outcome, sent, took) }()
 	name, ok := cleanName(asked)
 	if !ok {
 		s.junk.Warn().Stringer("peer", peer).Str("file", clip(asked)).Str("reason", "not a file name").Msg("TFTP request refused")
@@ -162,18 +167,21 @@ func (s *Server) send(ctx context.Context, asked string, to io.ReaderFrom) error
 	// peer sent as tsize into its answer.
 	out.SetSize(st.Size())
 	start := time.Now()
-	sent, err := to.ReadFrom(untilDone{ctx, f})
+	sent, err = to.ReadFrom(untilDone{ctx, f})
+	outcome, took = brokenOff, time.Since(start)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		log.Debug().Str("file", name).Str("reason", "shutting down").Msg("TFTP transfer broken off")
 	case err != nil && sent == 0 && strings.Contains(err.Error(), "block 0: code="):
 		// EDK2 asks for the size, reads it in the OACK, aborts with error 8 and
 		// asks again. That is how it should be.
+		outcome = sizeAsked
 		log.Debug().Str("file", name).Msg("TFTP size asked")
 	case err != nil:
 		log.Warn().Str("file", name).Int64("bytes", sent).Str("reason", err.Error()).Msg("TFTP transfer failed")
 	default:
-		log.Info().Str("file", name).Int64("bytes", sent).Dur("took", time.Since(start)).Str("machine", s.served(ctx, peer, name)).Msg("TFTP file served")
+		outcome = complete
+		log.Info().Str("file", name).Int64("bytes", sent).Dur("took", took).Str("machine", s.served(ctx, peer, name)).Msg("TFTP file served")
 	}
 	return nil // the library has told the peer of any error already
 }
