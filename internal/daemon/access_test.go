@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -177,5 +178,8 @@ func TestAPIOffTheRack(t *testing.T) {
 			return
 		}
 	}
-	t.Skip("this host has no address beside loopback")
+	if os.Getenv("CI") != "" {
+		t.Fatal("this host has no address beside loopback, and CI leaves nothing out")
+	}
+	t.Skip("LEFT OUT: this host has no address beside loopback")
 }
