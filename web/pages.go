@@ -5,8 +5,8 @@ import (
 	"net/http"
 	"slices"
 
+	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/admin"
-	"github.com/provisiond/provisiond/internal/admin/api"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 

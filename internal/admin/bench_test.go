@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/api"
 )
 
 // BenchmarkRack is what a rack of 1000 machines costs: a page of all of them, a

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 

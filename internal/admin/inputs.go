@@ -1,7 +1,7 @@
 package admin
 
 import (
-	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/api"
 )
 
 // fakeLogs is the logs of some machines in memory.

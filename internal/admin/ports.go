@@ -7,7 +7,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
 )

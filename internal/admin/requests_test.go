@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/api"
 )
 
 // TestRequests sends one request to an API with one cluster and one machine.

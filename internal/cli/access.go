@@ -14,7 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/api"
 )
 
 // grant is what flags say of somebody who is let in.

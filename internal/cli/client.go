@@ -17,7 +17,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/api"
 )
 
 // client calls the API of one provisiond.

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/api"
 )
 
 // TestMachineLogs prints a log, and goes on with a stream that breaks.

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/api"
 )
 
 const rackYAML = `clusters:

@@ -3,8 +3,8 @@ package daemon
 import (
 	"context"
 
+	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/admin"
-	"github.com/provisiond/provisiond/internal/admin/api"
 	"github.com/provisiond/provisiond/internal/dhcpv6"
 )
 

@@ -35,11 +35,11 @@ var ours = map[string][]string{
 	"internal/images":              {"internal/inventory"},
 	"internal/machinelog":          {"internal/inventory"},
 	"internal/talos":               {"internal/inventory"},
-	"internal/admin":               {"internal/inventory", "internal/admin/api", "internal/audit"},
-	"internal/admin/api":           nil,
-	"internal/cli":                 {"internal/admin/api", "internal/audit"},
+	"internal/admin":               {"internal/inventory", "api", "internal/audit"},
+	"api":                          nil,
+	"internal/cli":                 {"api", "internal/audit"},
 	"internal/racktest":            nil,
-	"web":                          {"internal/inventory", "internal/admin", "internal/admin/api"},
+	"web":                          {"internal/inventory", "internal/admin", "api"},
 }
 
 // only says which packages may import a library, and why nobody else may.

@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/provisiond/provisiond/internal/admin/api"
+	"github.com/provisiond/provisiond/api"
 )
 
 const (
