@@ -3,6 +3,7 @@
 # make test     every test; says loudly what this machine cannot run
 # make e2e      real UEFI firmware in QEMU against the real daemon (root)
 # make bench    the benchmarks, each a ratio against something in the same run
+# make generate the Go client of the API, client/operations.gen.go
 # make lint     go vet, golangci-lint, gofmt
 # make vuln     known vulnerabilities in what we call (govulncheck)
 # make sbom     what is in the binary, as CycloneDX: bin/provisiond.cdx.json
@@ -12,12 +13,13 @@ GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 GOLANGCI := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.2
+CODEGEN  := $(GO) run github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.5.1
 FUZZTIME ?= 30s
 
 GOVULNCHECK := $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 CYCLONEDX   := $(GO) run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 
-.PHONY: all build demo test unit e2e bench lint vuln sbom fuzz clean
+.PHONY: all build demo test unit e2e bench generate lint vuln sbom fuzz clean
 
 all: build
 
@@ -62,6 +64,11 @@ e2e:
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./internal/...
+
+generate:
+	@mkdir -p bin
+	$(GO) run ./client/internal/generate >bin/openapi-3.0.json
+	$(CODEGEN) -config client/internal/generate/oapi-codegen.yaml bin/openapi-3.0.json
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

@@ -145,6 +145,13 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	return fmt.Errorf("serving the API on %s: %w", ln.Addr(), err)
 }
 
+// Document returns the OpenAPI document that a server of this version describes itself
+// with. None has to run.
+func Document(version string) *huma.OpenAPI {
+	_, doc := New(Config{Version: version}, nil, nil, nil, nil, zerolog.Nop()).router()
+	return doc
+}
+
 // router has every route of the API, and the document that describes them.
 func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	r := chi.NewRouter()

@@ -37,6 +37,8 @@ var ours = map[string][]string{
 	"internal/talos":               {"internal/inventory"},
 	"internal/admin":               {"internal/inventory", "api", "internal/audit"},
 	"api":                          nil,
+	"client":                       {"api"},
+	"client/internal/generate":     {"internal/admin"},
 	"internal/cli":                 {"api", "internal/audit"},
 	"internal/racktest":            nil,
 	"web":                          {"internal/inventory", "internal/admin", "api"},
