@@ -143,6 +143,14 @@ func (c *Client) ListApprovals(ctx context.Context, edit ...Edit) (*http.Respons
 	}, edit)
 }
 
+// GetApproval is GET /api/v1/approvals/{code}: Show the machine that waits with a code.
+func (c *Client) GetApproval(ctx context.Context, code string, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method: http.MethodGet,
+		path:   path("/api/v1/approvals/%s", code),
+	}, edit)
+}
+
 // DecideApproval is POST /api/v1/approvals/{code}: Approve or deny a machine.
 func (c *Client) DecideApproval(ctx context.Context, code string, body api.Decision, edit ...Edit) (*http.Response, error) {
 	return c.send(ctx, request{

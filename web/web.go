@@ -1,16 +1,16 @@
-// Package web is what people see of provisiond in a browser: pages made here of HTML and
-// one style sheet, without a script. It decides nothing: who asks, what they may and what
-// is written down about it is package admin's, which also keeps what this serves on the
-// operators' TLS listener.
+// Package web is what people see of provisiond in a browser: pages made here of HTML,
+// kept up to date by htmx. It decides nothing and knows nothing of its own: all that a page
+// shows or does is an operation of the API, called as who looks at it (see
+// admin.Server.Inside), with its roles, guards and audit trail.
 //
-// A page is a row in the table of [New], a method in pages.go that gathers its data, and
-// a template of that name.
+// A page is a row in the table of [New], a method that gathers its data in the file of its
+// name, and a template of that name.
 package web
 
 import (
+	"context"
 	"embed"
 	"errors"
-	"html/template"
 	"net/http"
 	"net/url"
 	"strings"
@@ -18,11 +18,12 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/provisiond/provisiond/client"
 	"github.com/provisiond/provisiond/internal/admin"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
-//go:embed templates style.css
+//go:embed templates static
 var files embed.FS
 
 // Config is what the pages need to know.
@@ -33,36 +34,54 @@ type Config struct {
 	Now func() time.Time
 }
 
-// maxForm bounds what a form can send.
-const maxForm = 64 << 10
+// maxForm bounds what a form can send: that is API bodies, and some.
+const maxForm = 2 << 20
 
 // Pages answers browsers.
 type Pages struct {
 	operators *admin.Server
-	issuer    *issuer // nil: there is none
+	api       *client.Client // called as who asks for a page
+	issuer    *issuer        // nil: there is none
 	now       func() time.Time
 	log       zerolog.Logger
-	templates map[string]*template.Template
+	templates map[string]*templateSet
+	open      chan struct{} // one for each page that is kept up to date
 	routes    http.Handler
+}
+
+// shown is a page: who may look at it, how it is made, and where it has what is new, as
+// its path with /live; nil: it stays as it is.
+type shown struct {
+	role inventory.Access
+	show func(*http.Request) (*page, error)
 }
 
 // New returns the pages of a server of the API, which calls them. It does no I/O.
 func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
-	p := &Pages{operators: operators, now: cfg.Now, log: log, templates: templates()}
+	inside, err := client.New("http://provisiond", client.Options{Transport: operators.Inside()})
+	if err != nil {
+		panic(err) // the address is right for everybody
+	}
+	p := &Pages{operators: operators, api: inside, now: cfg.Now, log: log, templates: templates(), open: make(chan struct{}, maxOpen)}
 	if p.now == nil {
 		p.now = time.Now
 	}
 	mux := http.NewServeMux()
-	for pattern, row := range map[string]struct {
-		role inventory.Access // that looking takes
-		show func(*http.Request) (*page, error)
-	}{
-		"GET /{$}":             {inventory.AccessRead, p.home},
+	for pattern, row := range map[string]shown{
+		"GET /{$}":             {inventory.AccessRead, p.rack},
 		"GET /approve":         {inventory.AccessOperate, p.approve},
 		"GET /approve/confirm": {inventory.AccessOperate, p.confirm},
 		"POST /approve":        {inventory.AccessOperate, p.decide},
 	} {
 		mux.HandleFunc(pattern, p.toPeople(row.role, row.show))
+	}
+	for pattern, row := range map[string]struct {
+		page  string
+		begin func(*http.Request) (liveParts, error)
+	}{
+		"GET /live": {"rack", p.liveRack},
+	} {
+		mux.HandleFunc(pattern, p.toWatchers(row.page, row.begin))
 	}
 	mux.HandleFunc("GET /login", p.askLogin)
 	mux.HandleFunc("POST /login", p.login)
@@ -72,7 +91,7 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 		mux.HandleFunc("GET /login/oidc", p.askIssuer)
 		mux.HandleFunc("GET "+callback, p.hearIssuer)
 	}
-	mux.Handle("GET /style.css", http.FileServerFS(files))
+	mux.Handle("GET /static/", http.FileServerFS(files))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, r, &admin.Refusal{Status: http.StatusNotFound, Reason: "There is no page here."})
 	})
@@ -80,9 +99,9 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 	return p
 }
 
-// policy is what a page may do in a browser: show our style sheet and our pictures, ask
-// us, and send forms to us. There is no script, so none may run.
-const policy = "default-src 'none'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+// policy is what a page may do in a browser: run our scripts and no others, show our style
+// sheet and our pictures, ask us, and send forms to us.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 
 // ServeHTTP implements http.Handler.
 func (p *Pages) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -101,15 +120,20 @@ func (p *Pages) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type page struct {
 	name, title string
 	data        any
-	status      int // 0: 200
+	status      int    // 0: 200
+	live        string // where its parts are kept up to date; empty: they are not
 }
 
 // view is what every template has.
 type view struct {
 	Title      string
+	Version    string
 	Who        *admin.Principal // nil: nobody who is known
 	MayOperate bool
+	MayAdmin   bool
+	WholeRack  bool
 	At         string // path of the page
+	Live       string
 	Data       any
 }
 
@@ -139,19 +163,54 @@ func (p *Pages) toPeople(role inventory.Access, show func(*http.Request) (*page,
 
 // refuse says why something was not done, or that it is in the log.
 func (p *Pages) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	var no *admin.Refusal
-	if !errors.As(err, &no) {
+	no := refusal(err)
+	if no == nil {
 		p.log.Error().Err(err).Str("path", r.URL.Path).Msg("cannot show a page")
 		no = &admin.Refusal{Status: http.StatusInternalServerError, Reason: "internal error; the log of provisiond has the detail"}
 	}
 	p.write(w, r, &page{name: "refused", title: http.StatusText(no.Status), status: no.Status, data: no})
 }
 
+// refusal is what a person is told of an error; nil: it is none of theirs.
+func refusal(err error) *admin.Refusal {
+	var no *admin.Refusal
+	var problem *client.Problem
+	switch {
+	case errors.As(err, &no):
+		return no
+	case errors.As(err, &problem):
+		return &admin.Refusal{Status: problem.Status, Reason: inWords(problem)}
+	}
+	return nil
+}
+
+// inWords is all that is wrong with what was asked for.
+func inWords(problem *client.Problem) string {
+	if len(problem.Errors) == 0 {
+		return problem.Error()
+	}
+	var words []string
+	for _, d := range problem.Errors {
+		words = append(words, d.Message)
+	}
+	return strings.Join(words, "; ")
+}
+
+// mayOperate reports whether who asks may change anything.
+func mayOperate(ctx context.Context) bool {
+	who := admin.PrincipalOf(ctx)
+	return who != nil && who.Role.Allows(inventory.AccessOperate)
+}
+
 func (p *Pages) write(w http.ResponseWriter, r *http.Request, answer *page) {
 	who := admin.PrincipalOf(r.Context())
-	v := view{Title: answer.title, Who: who, MayOperate: who != nil && who.Role.Allows(inventory.AccessOperate), At: r.URL.Path, Data: answer.data}
-	var out strings.Builder // as a whole, or not at all
-	if err := p.templates[answer.name].ExecuteTemplate(&out, "layout.html", v); err != nil {
+	v := view{Title: answer.title, Version: p.operators.Version(), Who: who, At: r.URL.Path, Live: answer.live, Data: answer.data}
+	if who != nil {
+		v.MayOperate, v.MayAdmin = who.Role.Allows(inventory.AccessOperate), who.Role.Allows(inventory.AccessAdmin)
+		v.WholeRack = len(who.Clusters) == 0
+	}
+	out, err := p.templates[answer.name].page(v) // as a whole, or not at all
+	if err != nil {
 		p.log.Error().Err(err).Str("page", answer.name).Msg("cannot make a page")
 		http.Error(w, "internal error; the log of provisiond has the detail", http.StatusInternalServerError)
 		return
@@ -160,16 +219,5 @@ func (p *Pages) write(w http.ResponseWriter, r *http.Request, answer *page) {
 	if answer.status != 0 {
 		w.WriteHeader(answer.status)
 	}
-	_, _ = w.Write([]byte(out.String())) // the client's loss
-}
-
-// templates has each page in the common layout, by its name.
-func templates() map[string]*template.Template {
-	// In the binary: right or wrong for everybody.
-	layout := template.Must(template.New("").Funcs(template.FuncMap{"join": strings.Join}).ParseFS(files, "templates/layout.html"))
-	out := map[string]*template.Template{}
-	for _, name := range []string{"home", "approve", "confirm", "decided", "login", "onward", "refused"} {
-		out[name] = template.Must(template.Must(layout.Clone()).ParseFS(files, "templates/"+name+".html"))
-	}
-	return out
+	_, _ = w.Write(out) // the client's loss
 }

@@ -76,6 +76,7 @@ type Server struct {
 	refusals refusals
 	sessions *sessions
 	handler  http.Handler
+	inside   http.Handler // the same for who is known already
 }
 
 // New returns a server. It does no I/O.
@@ -100,7 +101,8 @@ func New(cfg Config, inv Inventory, talos Talos, guards Guards, blobs Blobs, log
 		watchers: make(chan struct{}, cfg.MaxWatchers), guesses: newGuesses(), refusals: refusals{limit: rate.NewLimiter(1, 60)}, sessions: newSessions(),
 	}
 	router, _ := s.router()
-	s.handler = s.guard(s.identify(s.logged(router)))
+	s.inside = s.logged(router)
+	s.handler = s.guard(s.identify(s.inside))
 	return s
 }
 

@@ -14,6 +14,8 @@ func (s *Server) approvalRoutes(doc huma.API) {
 	tags := []string{"lifecycle"}
 	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "list-approvals", Method: http.MethodGet, Path: "/approvals", Tags: tags,
 		Summary: "List machines that wait to be approved", Description: "Without their codes: a person reads the code off the console of the machine, so that it is known which machine asks."}, s.listApprovals)
+	register(s, doc, needs{operate, scoped, looks}, huma.Operation{OperationID: "get-approval", Method: http.MethodGet, Path: "/approvals/{code}", Tags: tags,
+		Summary: "Show the machine that waits with a code"}, s.getApproval, http.StatusNotFound)
 	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "decide-approval", Method: http.MethodPost, Path: "/approvals/{code}", Tags: tags,
 		Summary: "Approve or deny a machine", Description: "By the code that its console shows. 409 when it was decided the other way, or the code has expired."},
 		s.decideApproval, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
@@ -86,26 +88,24 @@ func (s *Server) decideApproval(ctx context.Context, in *struct {
 	CodePath
 	Body api.Decision
 }) (*struct{ Body api.Approval }, error) {
-	a, err := s.decide(ctx, in.Code, in.Body.Approve)
-	if err != nil {
-		return nil, err
-	}
-	return &struct{ Body api.Approval }{a}, nil
-}
-
-// decide does it in the name of who asks.
-func (s *Server) decide(ctx context.Context, code string, approve bool) (api.Approval, error) {
 	by := "somebody"
 	if p := PrincipalOf(ctx); p != nil {
 		by = p.Name
 	}
-	if _, err := s.inv.Decide(ctx, code, approve, by); err != nil {
-		return api.Approval{}, err
+	if _, err := s.inv.Decide(ctx, in.Code, in.Body.Approve, by); err != nil {
+		return nil, err
 	}
-	p, err := s.inv.Approval(ctx, code)
+	out, err := s.getApproval(ctx, &in.CodePath)
+	if err == nil {
+		callOf(ctx).remark = out.Body.State + ", asked from " + out.Body.Peer
+	}
+	return out, err
+}
+
+func (s *Server) getApproval(ctx context.Context, in *CodePath) (*struct{ Body api.Approval }, error) {
+	p, err := s.inv.Approval(ctx, in.Code)
 	if err != nil {
-		return api.Approval{}, err
+		return nil, err
 	}
-	callOf(ctx).remark = approvalOf(&p).State + ", asked from " + text(p.Peer)
-	return approvalOf(&p), nil
+	return &struct{ Body api.Approval }{approvalOf(&p)}, nil
 }

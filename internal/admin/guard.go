@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -91,6 +92,10 @@ func (s *Server) knownHost(hostport string) bool {
 	return host == "" || host == "localhost" || host == "provisiond" || slices.Contains(s.cfg.Hosts, host)
 }
 
+// withCode is a path that has the code of a machine's console in it. Others name machines
+// and hashes, never a secret.
+var withCode = regexp.MustCompile(`^(/api/v1/(?:approvals|discovered)/)[^/]+`)
+
 // logged writes a line for each request, at info level for those that may
 // change something, and survives a panic of one of them.
 func (s *Server) logged(next http.Handler) http.Handler {
@@ -109,14 +114,13 @@ func (s *Server) logged(next http.Handler) http.Handler {
 			case aborted:
 				level = zerolog.WarnLevel
 			case p != nil:
-				s.log.Error().Interface("panic", p).Bytes("stack", debug.Stack()).Str("method", r.Method).Str("path", r.URL.Path).Msg("a request panicked")
+				s.log.Error().Interface("panic", p).Bytes("stack", debug.Stack()).Str("method", r.Method).Str("path", withCode.ReplaceAllString(r.URL.Path, "$1…")).Msg("a request panicked")
 				if ww.Status() == 0 {
 					writeProblem(ww, http.StatusInternalServerError, "internal error; the log of provisiond has the detail")
 				}
 			}
-			// The path names machines and hashes, never a token or a secret.
 			c := callOf(r.Context())
-			s.log.WithLevel(level).Str("request", c.id).Str("who", c.entry().Who).Str("method", r.Method).Str("path", r.URL.Path).Int("status", ww.Status()).Int("bytes", ww.BytesWritten()).
+			s.log.WithLevel(level).Str("request", c.id).Str("who", c.entry().Who).Str("method", r.Method).Str("path", withCode.ReplaceAllString(r.URL.Path, "$1…")).Int("status", ww.Status()).Int("bytes", ww.BytesWritten()).
 				Dur("took", time.Since(start)).Bool("aborted", aborted).Msg("operator request")
 			if aborted {
 				panic(http.ErrAbortHandler) // an answer that is not whole must not look whole

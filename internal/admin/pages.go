@@ -11,7 +11,6 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
@@ -38,6 +37,9 @@ func refusal(err error) error {
 	}
 	return err
 }
+
+// Version is that of provisiond.
+func (s *Server) Version() string { return s.cfg.Version }
 
 // InSession reports whether they are known by a browser's session, which they can end.
 func (p *Principal) InSession() bool { return p.session != nil }
@@ -105,68 +107,6 @@ func (s *Server) Allow(ctx context.Context, action string, role inventory.Access
 	}
 	s.refused(c, status, reason)
 	return &Refusal{Status: status, Reason: reason + "; " + help}
-}
-
-// The rest is what pages show and do. It is as who asks may see it, and errors are a *Refusal.
-
-// Status is the rack at a glance.
-func (s *Server) Status(ctx context.Context) (api.Status, error) {
-	out, err := s.status(ctx, nil)
-	if err != nil {
-		return api.Status{}, s.failed(ctx, "status", err)
-	}
-	return out.Body, nil
-}
-
-// Machine returns a machine.
-func (s *Server) Machine(ctx context.Context, name string) (inventory.View, error) {
-	v, err := s.inv.Machine(ctx, name)
-	return v, s.failed(ctx, "get-machine", err)
-}
-
-// Approvals lists what waits to be approved, without codes.
-func (s *Server) Approvals(ctx context.Context) ([]api.Approval, error) {
-	out, err := s.listApprovals(ctx, nil)
-	if err != nil {
-		return nil, s.failed(ctx, "list-approvals", err)
-	}
-	return out.Body.Items, nil
-}
-
-// Approval returns what asks that shows a code.
-func (s *Server) Approval(ctx context.Context, code string) (api.Approval, error) {
-	p, err := s.inv.Approval(ctx, code)
-	if err != nil {
-		return api.Approval{}, s.failed(ctx, "decide-approval", err)
-	}
-	return approvalOf(&p), nil
-}
-
-// Decide approves or denies what shows a code, and returns what became of it. It takes
-// the role operate.
-func (s *Server) Decide(ctx context.Context, code string, approve bool) (api.Approval, error) {
-	var a api.Approval
-	err := s.act(ctx, "decide-approval", operate, func() (err error) {
-		a, err = s.decide(ctx, code, approve)
-		return err
-	})
-	return a, err
-}
-
-// act changes something as an operation would: nothing is done while the audit trail
-// cannot be written, and it has its line when act returns.
-func (s *Server) act(ctx context.Context, operation string, role inventory.Access, do func() error) error {
-	if err := s.Allow(ctx, operation, role); err != nil {
-		return err
-	}
-	if err := s.ready(ctx); err != nil {
-		return refusal(err)
-	}
-	err := do()
-	if err != nil {
-		err = s.problem(ctx, operation, nil, err)
-	}
-	return refusal(s.record(ctx, changes, http.StatusOK, err))
 }
 
 // failed is an error of an operation as a *Refusal; nil stays nil.

@@ -41,7 +41,7 @@ var ours = map[string][]string{
 	"client/internal/generate":     {"internal/admin"},
 	"internal/cli":                 {"api", "internal/audit"},
 	"internal/racktest":            nil,
-	"web":                          {"internal/inventory", "internal/admin", "api"},
+	"web":                          {"internal/inventory", "internal/admin", "api", "client"},
 }
 
 // only says which packages may import a library, and why nobody else may.
