@@ -155,6 +155,7 @@ func (c *chromium) shoot(name string) {
 			if over := eval[int](c, "document.documentElement.scrollWidth - innerWidth"); over > 0 {
 				c.t.Errorf("%s, %d wide: %d pixels stick out", name, width, over)
 			}
+			c.accessible(fmt.Sprintf("%s, %s, %d wide", name, scheme, width))
 			picture, err := chromedp.Run(c.ctx, chromedp.FullScreenshot(100))
 			if err != nil {
 				c.t.Fatal(err)
