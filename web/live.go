@@ -58,8 +58,7 @@ func (p *Pages) toWatchers(name string, begin func(*http.Request) (liveParts, er
 		}
 		gather, err := begin(r)
 		if err != nil {
-			p.log.Debug().Err(err).Str("path", r.URL.Path).Msg("a page is not kept up to date")
-			s.say(p.templates[name], part{name: "notice", template: "stale"})
+			p.end(&s, name, err)
 			return
 		}
 		p.keep(r.Context(), &s, name, gather)
@@ -77,8 +76,7 @@ func (p *Pages) keep(ctx context.Context, s *stream, name string, gather livePar
 			return
 		}
 		if err != nil {
-			p.log.Debug().Err(err).Str("page", name).Msg("a page is no longer kept up to date")
-			s.say(p.templates[name], part{name: "notice", template: "stale"})
+			p.end(s, name, err)
 			return
 		}
 		sent, err := s.changed(p.templates[name], parts)
@@ -97,6 +95,16 @@ func (p *Pages) keep(ctx context.Context, s *stream, name string, gather livePar
 		case <-tick.C:
 		}
 	}
+}
+
+// end tells a page that it is no longer kept up to date.
+func (p *Pages) end(s *stream, name string, err error) {
+	p.log.Debug().Err(err).Str("page", name).Msg("a page is no longer kept up to date")
+	notice := part{name: "notice", template: "stale"}
+	if no := refusal(err); no != nil && no.Status == http.StatusUnauthorized {
+		notice.template = "logged-out"
+	}
+	s.say(p.templates[name], notice)
 }
 
 // stream is what one open page is sent.

@@ -191,7 +191,11 @@ func inWords(problem *client.Problem) string {
 	}
 	var words []string
 	for _, d := range problem.Errors {
-		words = append(words, d.Message)
+		_, field, _ := strings.Cut(d.Location, ".") // query.phase, body.macs[0]
+		if field != "" {
+			field += ": "
+		}
+		words = append(words, field+d.Message)
 	}
 	return strings.Join(words, "; ")
 }

@@ -21,7 +21,11 @@ type inside struct{ s *Server }
 // RoundTrip implements http.RoundTripper. An answer ends when its body is closed.
 func (t inside) RoundTrip(r *http.Request) (*http.Response, error) {
 	outer := callOf(r.Context())
-	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), callKey{}, &call{id: outer.id, from: outer.from, who: outer.who}))
+	c := &call{id: outer.id, from: outer.from, who: outer.who}
+	if !t.s.standing(r.Context()) {
+		c.who = nil // a page may be open for long
+	}
+	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), callKey{}, c))
 	ctx = context.WithValue(ctx, chi.RouteCtxKey, nil) // that of the page would be taken for its own
 	req := r.Clone(ctx)
 	req.RequestURI = r.URL.RequestURI()

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/client"
@@ -26,7 +27,8 @@ func TestInside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ada := within(t.Context(), &Principal{Name: "ada", Via: ViaToken, Role: read})
+	stands := true
+	ada := within(t.Context(), &Principal{Name: "ada", Via: ViaToken, Role: read, stands: func(context.Context, time.Time) bool { return stands }})
 	if m, err := client.Answer[api.Machine](c.GetMachine(ada, "w-1")); err != nil || m.Name != "w-1" {
 		t.Errorf("%+v, %v", m, err)
 	}
@@ -40,6 +42,11 @@ func TestInside(t *testing.T) {
 	}
 	if _, err := r.inv.Machine(t.Context(), "w-1"); err != nil {
 		t.Error(err)
+	}
+	stands = false // revoked, while their page is open
+	var problem *client.Problem
+	if err := client.Done(c.GetMachine(ada, "w-1")); !errors.As(err, &problem) || problem.Status != 401 {
+		t.Errorf("who may no longer: %v", err)
 	}
 }
 
