@@ -41,6 +41,7 @@ var ours = map[string][]string{
 	"client/internal/generate":     {"internal/admin"},
 	"internal/cli":                 {"api", "internal/audit"},
 	"internal/racktest":            nil,
+	"internal/browsertest":         nil,
 	"web":                          {"internal/inventory", "internal/admin", "api", "client"},
 }
 

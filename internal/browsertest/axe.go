@@ -1,4 +1,4 @@
-package web
+package browsertest
 
 import (
 	"compress/gzip"
@@ -13,7 +13,7 @@ import (
 
 // axe-core by Deque Systems, MPL-2.0, as its package of this version has it.
 //
-//go:embed testdata/axe-core-4.11.0.min.js.gz
+//go:embed axe-core-4.11.0.min.js.gz
 var axeCore string
 
 var axe = sync.OnceValues(func() (string, error) {
@@ -27,14 +27,14 @@ var axe = sync.OnceValues(func() (string, error) {
 
 // accessible holds the page against WCAG 2.2 AA and what axe-core's authors recommend: who
 // sees little, hears pages or uses a keyboard must be able to run a rack.
-func (c *chromium) accessible(name string) {
+func (c *Chromium) accessible(name string) {
 	c.t.Helper()
 	script, err := axe()
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	awaits := true
-	eval[bool](c, script+"; true")
+	Eval[bool](c, script+"; true")
 	const run = `axe.run(document, {resultTypes: ["violations"]}).then(r => r.violations.filter(v => v.impact !== "minor").map(v =>
 		v.impact + " " + v.id + ": " + v.help + ": " + v.nodes.slice(0, 3).map(n => n.html + " " + n.failureSummary).join(" | ")))`
 	found, err := chromedp.Run(c.ctx, chromedp.Evaluate[[]string](run, func(p *runtime.EvaluateParams) { p.AwaitPromise = &awaits }))
