@@ -3,6 +3,7 @@ package client_test
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -138,6 +139,7 @@ func TestErrors(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := client.Answer[api.Machine](newClient(t, func(*http.Request) *http.Response {
 				resp := answered(c.status, c.contentType, c.body)
+				resp.Header.Set("Location", "/elsewhere")
 				resp.Status = fmt.Sprint(c.status, " ", http.StatusText(c.status))
 				return resp
 			}).GetMachine(t.Context(), "x"))
@@ -215,7 +217,7 @@ func TestTimeout(t *testing.T) {
 func TestBody(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
-		fmt.Fprintf(w, `"%d %s %s %v"`, r.ContentLength, r.Header.Get("Expect"), body, err)
+		_ = json.NewEncoder(w).Encode(fmt.Sprintf("%d %s %s %v", r.ContentLength, r.Header.Get("Expect"), body, err))
 	}))
 	defer server.Close()
 	c, err := client.New(server.URL, client.Options{})
@@ -223,7 +225,7 @@ func TestBody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if got, err := client.Answer[string](c.Apply(t.Context(), client.ApplyParams{}, api.Rack{}, client.Body([]byte("{mine}")))); err != nil || got != "6  {mine} <nil>" {
+	if got, err := client.Answer[string](c.Apply(t.Context(), client.ApplyParams{}, api.Rack{}, client.Body(map[string]any{"a": nil}))); err != nil || got != `10  {"a":null} <nil>` {
 		t.Errorf("%q %v", got, err)
 	}
 	if got, err := client.Answer[string](c.PutBlob(t.Context(), "0", iotest.OneByteReader(strings.NewReader("stream")), client.Size(6))); err != nil || got != "6 100-continue stream <nil>" {
@@ -240,6 +242,9 @@ func TestAll(t *testing.T) {
 	asked := 0
 	c := newClient(t, func(r *http.Request) *http.Response {
 		asked++
+		if asked > 10 {
+			t.Fatal("it does not end")
+		}
 		page, ok := pages[r.URL.Query().Get("after")]
 		if !ok {
 			return answered(500, "application/problem+json", strings.NewReader(`{"status":500,"detail":"oops"}`))

@@ -16,7 +16,7 @@ func (p *Problem) Error() string {
 	return p.Title
 }
 
-// UnreachableError: nothing listens where provisiond should.
+// UnreachableError says that nothing listens where provisiond should.
 type UnreachableError struct {
 	Server string // as the caller of New wrote it
 	Err    error
@@ -28,7 +28,7 @@ func (e *UnreachableError) Error() string {
 
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
-// UntrustedError: what answers shows a certificate of a CA that is not trusted.
+// UntrustedError says that what answers shows a certificate of a CA that is not trusted.
 type UntrustedError struct {
 	Server string // as the caller of New wrote it
 	Err    x509.UnknownAuthorityError

@@ -31,7 +31,7 @@ type taken struct{ error }
 // time after last.
 func Follow[T any](ctx context.Context, last string, open func(last string) (*http.Response, error), take func(T) error, broke func(error)) error {
 	for ctx.Err() == nil {
-		resp, err := open(last)
+		resp, err := open(last) //nolint:bodyclose // read closes it
 		if err == nil {
 			last, err = read(ctx, resp, last, take)
 		}

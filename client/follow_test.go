@@ -19,7 +19,7 @@ import (
 // follow follows the events, and returns what was taken, how streams broke, and the end.
 func follow(t *testing.T, answer transport, enough int) (items []string, broke []string, err error) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour) // of the bubble's
 	defer cancel()
 	c := newClient(t, answer)
 	err = client.Follow(ctx, "7", func(last string) (*http.Response, error) {
@@ -71,7 +71,9 @@ func TestFollow(t *testing.T) {
 }
 
 // TestFollowEnds: a refusal and an error of who takes it are final.
-func TestFollowEnds(t *testing.T) {
+func TestFollowEnds(t *testing.T) { synctest.Test(t, testFollowEnds) }
+
+func testFollowEnds(t *testing.T) {
 	var p *client.Problem
 	_, broke, err := follow(t, func(*http.Request) *http.Response {
 		return answered(403, "application/problem+json", strings.NewReader(`{"status":403,"detail":"not yours"}`))

@@ -23,24 +23,30 @@ import (
 const callTimeout = 2 * time.Minute
 
 // Edit changes a request before it is sent.
-type Edit func(*http.Request)
+type Edit func(*http.Request) error
 
-// Body sends a body in place of that of the method: for JSON that its type cannot hold,
-// as fields that are null or that provisiond is to refuse.
-func Body(text []byte) Edit {
-	return func(r *http.Request) {
+// Body sends JSON in place of the body of the method: what its type cannot hold, as fields
+// that are null, or that provisiond is to refuse.
+func Body(v any) Edit {
+	return func(r *http.Request) error {
+		text, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
 		r.ContentLength = int64(len(text))
 		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(text)), nil }
-		r.Body, _ = r.GetBody()
+		r.Body, err = r.GetBody()
+		return err
 	}
 }
 
 // Size says how many bytes a stream has that is sent, and lets provisiond refuse it before
 // they are.
 func Size(bytes int64) Edit {
-	return func(r *http.Request) {
+	return func(r *http.Request) error {
 		r.ContentLength = bytes
 		r.Header.Set("Expect", "100-continue") // a refusal comes before the bytes, not as a broken pipe
+		return nil
 	}
 }
 
@@ -131,7 +137,10 @@ func (c *Client) send(ctx context.Context, r request, edit []Edit) (*http.Respon
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	for _, e := range edit {
-		e(req)
+		if err := e(req); err != nil {
+			end()
+			return nil, err
+		}
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -8,13 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 // grant is what flags say of somebody who is let in.
@@ -73,8 +73,8 @@ func (a *app) tokenCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var made api.NewToken
-		if err := c.call(cmd.Context(), http.MethodPost, path("tokens"), nil, spec, &made); err != nil {
+		made, err := client.Answer[api.NewToken](c.CreateToken(cmd.Context(), spec))
+		if err != nil {
 			return err
 		}
 		say(cmd.ErrOrStderr(), "%s may %s in %s, until %s; keep this, it is told once:", made.Name, made.Role, cmp.Or(strings.Join(made.Clusters, ", "), "the whole rack"), cmp.Or(when(made.Expires), "it is revoked"))
@@ -92,13 +92,13 @@ func (a *app) tokenList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		tokens, err := list[api.Token](cmd.Context(), c, path("tokens"), nil)
+		tokens, err := client.Answer[api.List[api.Token]](c.ListTokens(cmd.Context()))
 		if err != nil {
 			return err
 		}
-		return out.print(cmd, tokens, func(w io.Writer) {
+		return out.print(cmd, tokens.Items, func(w io.Writer) {
 			row(w, "NAME", "ROLE", "CLUSTERS", "CREATED", "BY", "EXPIRES", "LAST USED")
-			for _, t := range tokens {
+			for _, t := range tokens.Items {
 				row(w, t.Name, t.Role, cmp.Or(strings.Join(t.Clusters, ","), "all"), when(t.Created), t.By, cmp.Or(when(t.Expires), "never"), when(t.Used))
 			}
 		})
@@ -116,7 +116,7 @@ func (a *app) tokenRevoke() *cobra.Command {
 			}
 			var errs []error
 			for _, name := range args {
-				errs = append(errs, c.call(cmd.Context(), http.MethodDelete, path("tokens", name), nil, nil, nil))
+				errs = append(errs, client.Done(c.RevokeToken(cmd.Context(), name)))
 			}
 			return errors.Join(errs...)
 		},
@@ -146,9 +146,9 @@ func (a *app) certificateCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var made api.NewCertificate
 		spec := api.CertificateSpec{Name: args[0], Role: g.role, Clusters: g.clusters, Expires: expires}
-		if err := c.call(cmd.Context(), http.MethodPost, path("client-certificates"), nil, spec, &made); err != nil {
+		made, err := client.Answer[api.NewCertificate](c.CreateClientCertificate(cmd.Context(), spec))
+		if err != nil {
 			return err
 		}
 		if *to == "" {
@@ -168,35 +168,29 @@ func (a *app) caCommand() *cobra.Command {
 			"Over https it is fetched from whoever answers there, unless --ca is given: compare the fingerprint, which is\n" +
 			"printed beside it, with that on the host. Where api.tls names another certificate, its issuer is whom to trust.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			t, _ := c.http.Transport.(*http.Transport)
-			unverified := t.TLSClientConfig != nil && a.ca == ""
+			unverified := !strings.HasPrefix(a.server, "unix:") && a.ca == ""
+			connect := a.client
 			if unverified {
-				t.TLSClientConfig.InsecureSkipVerify = true // whom to believe is what we came to learn
-				t.TLSClientConfig.Certificates, c.token = nil, ""
+				connect = a.stranger
 			}
-			resp, err := c.sendTo(cmd.Context(), http.MethodGet, c.base+"/ca.pem", nil, -1, nil)
+			c, err := connect()
 			if err != nil {
 				return err
 			}
-			defer func() { _ = resp.Body.Close() }() // it was read, or the error says more
-			text, err := io.ReadAll(io.LimitReader(resp.Body, api.MaxBody))
+			text, err := c.CA(cmd.Context())
 			if err != nil {
 				return err
 			}
 			block, _ := pem.Decode(text)
 			if block == nil {
-				return fmt.Errorf("%s answered no certificate: is that provisiond?", c.server)
+				return fmt.Errorf("%s answered no certificate: is that provisiond?", a.server)
 			}
 			if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-				return fmt.Errorf("%s answered no certificate: %w", c.server, err)
+				return fmt.Errorf("%s answered no certificate: %w", a.server, err)
 			}
 			say(cmd.ErrOrStderr(), "SHA-256 fingerprint %X", sha256.Sum256(block.Bytes))
 			if unverified {
-				say(cmd.ErrOrStderr(), "this came from whoever answers at %s: compare it with the one on its host", c.server)
+				say(cmd.ErrOrStderr(), "this came from whoever answers at %s: compare it with the one on its host", a.server)
 			}
 			return pem.Encode(cmd.OutOrStdout(), &pem.Block{Type: "CERTIFICATE", Bytes: block.Bytes})
 		},

@@ -2,12 +2,12 @@ package cli
 
 import (
 	"io"
-	"net/http"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 func (a *app) approvalsCommand() *cobra.Command {
@@ -21,13 +21,13 @@ func (a *app) approvalsCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		waiting, err := list[api.Approval](cmd.Context(), c, path("approvals"), nil)
+		waiting, err := client.Answer[api.List[api.Approval]](c.ListApprovals(cmd.Context()))
 		if err != nil {
 			return err
 		}
-		return out.print(cmd, waiting, func(w io.Writer) {
+		return out.print(cmd, waiting.Items, func(w io.Writer) {
 			row(w, "MACHINE", "CLUSTER", "ADDRESS", "ASKED", "UNTIL", "ALARM")
-			for _, p := range waiting {
+			for _, p := range waiting.Items {
 				row(w, p.Machine, p.Cluster, p.Peer, when(p.Asked), when(p.Expires), p.Alarm)
 			}
 		})
@@ -49,8 +49,8 @@ func (a *app) approveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var p api.Approval
-		if err := c.call(cmd.Context(), http.MethodPost, path("approvals", args[0]), nil, api.Decision{Approve: !*deny}, &p); err != nil {
+		p, err := client.Answer[api.Approval](c.DecideApproval(cmd.Context(), args[0], api.Decision{Approve: !*deny}))
+		if err != nil {
 			return err
 		}
 		return out.print(cmd, p, func(w io.Writer) { row(w, p.Machine+" of "+p.Cluster+", at "+p.Peer+", is "+p.State) })
@@ -79,8 +79,8 @@ func (a *app) adoptCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var m api.Machine
-		if err := c.call(cmd.Context(), http.MethodPost, path("discovered", args[0], "adopt"), nil, spec, &m); err != nil {
+		m, err := client.Answer[api.Machine](c.AdoptMachine(cmd.Context(), args[0], spec))
+		if err != nil {
 			return err
 		}
 		return out.print(cmd, m, func(w io.Writer) {
@@ -99,7 +99,7 @@ func (a *app) machineAcknowledge() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.call(cmd.Context(), http.MethodDelete, path("machines", args[0], "alarm"), nil, nil, nil)
+			return client.Done(c.AcknowledgeAlarm(cmd.Context(), args[0]))
 		},
 	}
 }

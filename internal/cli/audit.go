@@ -3,12 +3,12 @@ package cli
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 	"github.com/provisiond/provisiond/internal/audit"
 )
 
@@ -26,7 +27,9 @@ func (a *app) auditCommand() *cobra.Command {
 		Long: "Print who did what, oldest first: every change, every secret that was told, and every refusal. With -o jsonl lines\n" +
 			"are printed as they were written, byte for byte, and can be checked with provisiond audit verify.",
 	}
-	query := filters(cmd, map[string]string{"machine": "only what is about this machine", "who": "only what this one did"})
+	var filter client.ListAuditParams
+	cmd.Flags().StringVar(&filter.Machine, "machine", "", "only what is about this machine")
+	cmd.Flags().StringVar(&filter.Who, "who", "", "only what this one did")
 	since := cmd.Flags().String("since", "24h", "only what was done from then on: a time such as 24h ago or 2026-11-22T11:00:00Z, or all")
 	follow := cmd.Flags().BoolP("follow", "f", false, "go on with what is done, until interrupted")
 	form := cmd.Flags().StringP("output", "o", "table", "table, json or jsonl")
@@ -36,30 +39,27 @@ func (a *app) auditCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		q := query()
 		if *since != "all" {
-			from, err := pointInTime(*since, time.Now())
-			if err != nil {
+			if filter.Since, err = pointInTime(*since, time.Now()); err != nil {
 				return err
 			}
-			q.Set("since", from.Format(time.RFC3339Nano))
 		}
 		c, err := a.client()
 		if err != nil {
 			return err
 		}
-		after, err := c.auditLines(cmd, q, 0, show)
+		err = auditLines(cmd, c, &filter, show)
 		for *follow && cmd.Context().Err() == nil {
-			var refused *problem
+			var refused *client.Problem
 			var output writeError
 			switch {
 			case errors.As(err, &refused) && refused.Status < http.StatusInternalServerError, errors.As(err, &output):
 				return err
 			case err != nil: // it may be on its way back
-				say(cmd.ErrOrStderr(), "%s; trying again", err)
+				tryingAgain(cmd)(err)
 			}
-			pause(cmd.Context(), reconnect)
-			after, err = c.auditLines(cmd, q, after, show)
+			pause(cmd.Context(), time.Second)
+			err = auditLines(cmd, c, &filter, show)
 		}
 		if err != nil && cmd.Context().Err() == nil {
 			return err
@@ -70,28 +70,37 @@ func (a *app) auditCommand() *cobra.Command {
 	return cmd
 }
 
-// auditLines hands on every line after a number, and returns the last that was looked at.
-func (c *client) auditLines(cmd *cobra.Command, q url.Values, after uint64, show func(line []byte) error) (uint64, error) {
-	q.Set("limit", fmt.Sprint(api.MaxLimit))
-	for {
-		q.Set("after", fmt.Sprint(after))
-		var page api.List[json.RawMessage]
-		if err := c.call(cmd.Context(), http.MethodGet, path("audit"), q, nil, &page); err != nil {
-			return after, err
-		}
-		for _, line := range page.Items {
-			if err := show(line); err != nil {
-				return after, writeError{err}
+// writeError is an error of our own output: nobody reads along any more.
+type writeError struct{ error }
+
+// auditLines hands on every line that a filter lets through, and leaves in its After the
+// last that was looked at.
+func auditLines(cmd *cobra.Command, c *client.Client, filter *client.ListAuditParams, show func(line []byte) error) error {
+	filter.Limit = api.MaxLimit
+	page := func(after string) (*http.Response, error) {
+		if after != "" {
+			var err error
+			if filter.After, err = strconv.Atoi(after); err != nil {
+				return nil, fmt.Errorf("the answer to go on from: %w", err)
 			}
 		}
-		next, err := strconv.ParseUint(page.Next, 10, 64)
+		return c.ListAudit(cmd.Context(), *filter)
+	}
+	for line, err := range client.All[json.RawMessage](page) {
 		if err != nil {
-			return after, fmt.Errorf("the answer of %s: %w", c.server, err)
+			return err
 		}
-		if next == after {
-			return after, nil
+		if err := show(line); err != nil {
+			return writeError{err}
 		}
-		after = next
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 
@@ -191,7 +200,7 @@ func (a *app) auditVerify() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err := c.auditLines(cmd, url.Values{}, 0, v.line); err != nil {
+			if err := auditLines(cmd, c, &client.ListAuditParams{}, v.line); err != nil {
 				return err
 			}
 		}

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/provisiond/provisiond/client"
 )
 
 // DefaultServer is where provisiond listens unless it is told otherwise.
@@ -153,7 +155,7 @@ func (a *app) versionCommand() *cobra.Command {
 			}
 			line := "not reachable"
 			v, err := a.serverVersion(cmd.Context())
-			var refused *problem
+			var refused *client.Problem
 			switch {
 			case err == nil:
 				line = fmt.Sprintf("%s (%s)", v.Version, v.Go)

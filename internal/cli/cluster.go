@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,13 +10,18 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 func (a *app) clusterCommand() *cobra.Command {
 	cmd := Group("cluster", "Create, import and look at clusters",
 		a.clusterCreate(), a.clusterImport(), a.clusterSet(), a.clusterList(), a.clusterShow(), a.clusterRollout(), a.clusterReset(), a.clusterDelete(),
-		a.clusterAccess("talosconfig", "Make a talosconfig for an administrator, to be used with talosctl"),
-		a.clusterAccess("kubeconfig", "Make a kubeconfig for an administrator, to be used with kubectl"))
+		a.clusterAccess("talosconfig", "Make a talosconfig for an administrator, to be used with talosctl", func(ctx context.Context, c *client.Client, cluster string) (*http.Response, error) {
+			return c.GetTalosconfig(ctx, cluster)
+		}),
+		a.clusterAccess("kubeconfig", "Make a kubeconfig for an administrator, to be used with kubectl", func(ctx context.Context, c *client.Client, cluster string) (*http.Response, error) {
+			return c.GetKubeconfig(ctx, cluster)
+		}))
 	cmd.Aliases = []string{"clusters"}
 	return cmd
 }
@@ -33,7 +39,10 @@ func (a *app) clusterCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.newCluster(cmd, out, "created", path("clusters"), args[0], spec)
+		spec["name"] = args[0]
+		return a.newCluster(cmd, out, "created", func(ctx context.Context, c *client.Client) (*http.Response, error) {
+			return c.CreateCluster(ctx, api.ClusterSpec{}, client.Body(spec))
+		})
 	}
 	return cmd
 }
@@ -61,20 +70,21 @@ func (a *app) clusterImport() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		spec["secrets"], spec["new"] = string(b), *unused
-		return a.newCluster(cmd, out, "imported", path("clusters", "import"), args[0], spec)
+		spec["name"], spec["secrets"], spec["new"] = args[0], string(b), *unused
+		return a.newCluster(cmd, out, "imported", func(ctx context.Context, c *client.Client) (*http.Response, error) {
+			return c.ImportCluster(ctx, api.ClusterImport{}, client.Body(spec))
+		})
 	}
 	return cmd
 }
 
-func (a *app) newCluster(cmd *cobra.Command, out *format, verb, path, name string, spec map[string]any) error {
+func (a *app) newCluster(cmd *cobra.Command, out *format, verb string, make func(context.Context, *client.Client) (*http.Response, error)) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
-	spec["name"] = name
-	var cl api.Cluster
-	if err := c.call(cmd.Context(), http.MethodPost, path, nil, spec, &cl); err != nil {
+	cl, err := client.Answer[api.Cluster](make(cmd.Context(), c))
+	if err != nil {
 		return err
 	}
 	return out.print(cmd, cl, func(w io.Writer) {
@@ -95,8 +105,16 @@ func (a *app) clusterSet() *cobra.Command {
 	object := bind(cmd, clusterFields())
 	out := (&format{"table"}).bind(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		var cl api.Cluster
-		if err := a.patch(cmd, path("clusters", args[0]), nil, object, &cl); err != nil {
+		changes, err := changed(object)
+		if err != nil {
+			return err
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		cl, err := client.Answer[api.Cluster](c.PatchCluster(cmd.Context(), args[0], client.PatchClusterParams{}, changes))
+		if err != nil {
 			return err
 		}
 		return out.print(cmd, cl, func(w io.Writer) { describeCluster(w, &cl) })
@@ -112,7 +130,9 @@ func (a *app) clusterList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		clusters, err := list[api.Cluster](cmd.Context(), c, path("clusters"), nil)
+		clusters, err := list[api.Cluster](func(after string) (*http.Response, error) {
+			return c.ListClusters(cmd.Context(), client.ListClustersParams{After: after, Limit: api.MaxLimit})
+		})
 		if err != nil {
 			return err
 		}
@@ -134,7 +154,9 @@ func bootstrap(b api.Bootstrap) string {
 }
 
 func (a *app) clusterShow() *cobra.Command {
-	return get(a, "show CLUSTER", "Show a cluster", "clusters", describeCluster)
+	return get(a, "show CLUSTER", "Show a cluster", func(ctx context.Context, c *client.Client, name string) (*http.Response, error) {
+		return c.GetCluster(ctx, name)
+	}, describeCluster)
 }
 
 func describeCluster(w io.Writer, c *api.Cluster) {
@@ -173,16 +195,18 @@ func (a *app) clusterDelete() *cobra.Command {
 		if !*yes {
 			return usagef("this deletes the secrets of %s for good: take a backup first, and add --yes", args[0])
 		}
-		return a.remove(cmd, args, nil, "clusters")
+		return a.remove(cmd, args, func(ctx context.Context, c *client.Client, name string) (*http.Response, error) {
+			return c.DeleteCluster(ctx, name, client.DeleteClusterParams{})
+		})
 	}
 	return cmd
 }
 
-func (a *app) clusterAccess(what, short string) *cobra.Command {
+func (a *app) clusterAccess(what, short string, get byName) *cobra.Command {
 	cmd := &cobra.Command{Use: what + " CLUSTER", Short: short, Args: cobra.ExactArgs(1)}
 	file := cmd.Flags().String("to", "", "file to write, mode 0600, in place of one that is there (default: standard output)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.copyText(cmd, *file, nil, "clusters", args[0], what)
+		return a.copyText(cmd, *file, func(ctx context.Context, c *client.Client) (*http.Response, error) { return get(ctx, c, args[0]) })
 	}
 	return cmd
 }

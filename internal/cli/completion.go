@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 // completeWithin is how long a shell waits for names. What goes wrong is not
@@ -33,17 +33,22 @@ func (a *app) complete(cmd *cobra.Command) {
 	fixed := func(list ...cobra.Completion) cobra.CompletionFunc {
 		return cobra.FixedCompletions(list, cobra.ShellCompDirectiveNoFileComp)
 	}
-	all := url.Values{"limit": {"1000"}} // api.MaxLimit
-	machines := names(a, "machines", all, func(m api.Machine) string { return m.Name })
-	clusters := names(a, "clusters", all, func(c api.Cluster) string { return c.Name })
+	machines := names(a, func(ctx context.Context, c *client.Client) (*http.Response, error) {
+		return c.ListMachines(ctx, client.ListMachinesParams{Limit: api.MaxLimit})
+	}, func(m api.Machine) string { return m.Name })
+	clusters := names(a, func(ctx context.Context, c *client.Client) (*http.Response, error) {
+		return c.ListClusters(ctx, client.ListClustersParams{Limit: api.MaxLimit})
+	}, func(c api.Cluster) string { return c.Name })
+	tokens := func(ctx context.Context, c *client.Client) (*http.Response, error) { return c.ListTokens(ctx) }
+	images := func(ctx context.Context, c *client.Client) (*http.Response, error) { return c.ListImages(ctx) }
 	arguments := map[string]cobra.CompletionFunc{
 		"MACHINE": machines, "CLUSTER": clusters,
-		"TOKEN":                  names(a, "tokens", nil, func(t api.Token) string { return t.Name }),
-		"VERSION/SCHEMATIC/ARCH": names(a, "images", nil, func(i api.Image) string { return i.ID }),
+		"TOKEN":                  names(a, tokens, func(t api.Token) string { return t.Name }),
+		"VERSION/SCHEMATIC/ARCH": names(a, images, func(i api.Image) string { return i.ID }),
 	}
 	flags := map[string]cobra.CompletionFunc{
 		"machine": machines, "cluster": clusters,
-		"image": names(a, "images", nil, func(i api.Image) string {
+		"image": names(a, images, func(i api.Image) string {
 			return strings.TrimSuffix(strings.TrimSuffix(i.ID, "/"+i.Arch), "/"+api.DefaultSchematic)
 		}),
 		"role": fixed("controlplane", "worker"), "phase": fixed(phases...), "addressing": fixed("static", "dhcpv6"), "delivery": fixed("https", "http"), "approval": fixed("none", "required"),
@@ -70,9 +75,9 @@ func (a *app) complete(cmd *cobra.Command) {
 	}
 }
 
-// names completes with the names in a collection of the API, but for those that
-// are on the line already. It asks for one page.
-func names[T any](a *app, collection string, query url.Values, name func(T) string) cobra.CompletionFunc {
+// names completes with the names of a list of the API, but for those that are on the
+// line already. It asks for one page.
+func names[T any](a *app, page func(context.Context, *client.Client) (*http.Response, error), name func(T) string) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completeWithin)
 		defer cancel()
@@ -80,12 +85,12 @@ func names[T any](a *app, collection string, query url.Values, name func(T) stri
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		var page api.List[T]
-		if c.call(ctx, http.MethodGet, path(collection), query, nil, &page) != nil {
+		all, err := client.Answer[api.List[T]](page(ctx, c))
+		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		var found []cobra.Completion
-		for _, item := range page.Items {
+		for _, item := range all.Items {
 			if n := name(item); strings.HasPrefix(n, begun) && !slices.Contains(args, n) && !slices.Contains(found, n) {
 				found = append(found, n)
 			}

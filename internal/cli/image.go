@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 // plainSchematic is the id that the Image Factory gives to an empty schematic:
@@ -177,18 +177,14 @@ func (a *app) upload(cmd *cobra.Command, f *imageFlags, kernel, initramfs string
 		return err
 	}
 	var spec api.ImageSpec
-	if spec.Kernel, err = c.put(cmd, "kernel", kernel, f.kernelSum); err != nil {
+	if spec.Kernel, err = put(cmd, c, "kernel", kernel, f.kernelSum); err != nil {
 		return err
 	}
-	if spec.Initramfs, err = c.put(cmd, "initramfs", initramfs, f.initramfsSum); err != nil {
+	if spec.Initramfs, err = put(cmd, c, "initramfs", initramfs, f.initramfsSum); err != nil {
 		return err
 	}
-	q := url.Values{}
-	if f.replace {
-		q.Set("replace", "true")
-	}
-	var img api.Image
-	if err := c.call(cmd.Context(), http.MethodPut, path("images", f.version, cmp.Or(f.schematic, api.DefaultSchematic), f.arch), q, spec, &img); err != nil {
+	img, err := client.Answer[api.Image](c.PutImage(cmd.Context(), f.version, cmp.Or(f.schematic, api.DefaultSchematic), f.arch, client.PutImageParams{Replace: f.replace}, spec))
+	if err != nil {
 		return err
 	}
 	row(cmd.OutOrStdout(), "added "+img.ID)
@@ -196,7 +192,7 @@ func (a *app) upload(cmd *cobra.Command, f *imageFlags, kernel, initramfs string
 }
 
 // put uploads one file, after a check of its hash.
-func (c *client) put(cmd *cobra.Command, what, name, want string) (blob api.Blob, err error) {
+func put(cmd *cobra.Command, c *client.Client, what, name, want string) (blob api.Blob, err error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return blob, fmt.Errorf("--%s %s: %w", what, name, cause(err))
@@ -215,12 +211,7 @@ func (c *client) put(cmd *cobra.Command, what, name, want string) (blob api.Blob
 		return blob, err
 	}
 	body := io.TeeReader(f, progress(cmd.ErrOrStderr(), size, "storing "+what))
-	resp, err := c.send(cmd.Context(), http.MethodPut, path("images", "blobs", sum), nil, io.NopCloser(body), size, nil)
-	if err != nil {
-		return blob, err
-	}
-	defer func() { _ = resp.Body.Close() }() // it was read, or the error says more
-	return blob, json.NewDecoder(resp.Body).Decode(&blob)
+	return client.Answer[api.Blob](c.PutBlob(cmd.Context(), sum, body, client.Size(size)))
 }
 
 func (a *app) imageList() *cobra.Command {
@@ -231,13 +222,13 @@ func (a *app) imageList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		images, err := list[api.Image](cmd.Context(), c, path("images"), nil)
+		images, err := client.Answer[api.List[api.Image]](c.ListImages(cmd.Context()))
 		if err != nil {
 			return err
 		}
-		return out.print(cmd, images, func(w io.Writer) {
+		return out.print(cmd, images.Items, func(w io.Writer) {
 			row(w, "IMAGE", "KERNEL", "BYTES", "INITRAMFS", "BYTES", "ADDED")
-			for _, i := range images {
+			for _, i := range images.Items {
 				row(w, i.ID, short(i.Kernel.SHA256), i.Kernel.Size, short(i.Initramfs.SHA256), i.Initramfs.Size, when(i.Created))
 			}
 		})
@@ -256,7 +247,10 @@ func (a *app) imageDelete() *cobra.Command {
 					return usagef("%q is no image: write VERSION/SCHEMATIC/ARCH, such as v1.13.6/default/amd64", id)
 				}
 			}
-			return a.remove(cmd, args, nil, "images")
+			return a.remove(cmd, args, func(ctx context.Context, c *client.Client, id string) (*http.Response, error) {
+				parts := strings.Split(id, "/")
+				return c.DeleteImage(ctx, parts[0], parts[1], parts[2])
+			})
 		},
 	}
 }

@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 // maxLogLines is the most lines that the API answers with at once.
@@ -24,13 +24,15 @@ func (a *app) machineLogs() *cobra.Command {
 	followThem := cmd.Flags().BoolP("follow", "f", false, "go on with what comes, until interrupted")
 	out := (&format{"table"}).bind(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := checkLimit(*limit); err != nil {
+			return err
+		}
 		c, err := a.client()
 		if err != nil {
 			return err
 		}
-		at := path("machines", args[0], "logs")
-		var newest api.List[api.LogLine]
-		if err := c.call(cmd.Context(), http.MethodGet, at, url.Values{"limit": {fmt.Sprint(*limit)}}, nil, &newest); err != nil {
+		newest, err := client.Answer[api.List[api.LogLine]](c.ListLogs(cmd.Context(), args[0], client.ListLogsParams{Limit: *limit}))
+		if err != nil {
 			return err
 		}
 		p, last := logPrinter{cmd: cmd, out: out}, uint64(0)
@@ -43,9 +45,9 @@ func (a *app) machineLogs() *cobra.Command {
 		if !*followThem {
 			return nil
 		}
-		return follow(cmd, c, at, url.Values{"follow": {"true"}}, fmt.Sprint(last), func(l api.LogLine) (uint64, error) {
-			return l.ID, p.print(l)
-		})
+		return client.Follow(cmd.Context(), fmt.Sprint(last), func(last string) (*http.Response, error) {
+			return c.ListLogs(cmd.Context(), args[0], client.ListLogsParams{Follow: true, LastEventID: last})
+		}, p.print, tryingAgain(cmd))
 	}
 	return cmd
 }

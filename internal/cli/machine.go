@@ -2,18 +2,19 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 func (a *app) machineCommand() *cobra.Command {
@@ -43,8 +44,8 @@ func (a *app) machineAdd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var m api.Machine
-		if err := c.call(cmd.Context(), http.MethodPost, path("machines"), nil, spec, &m); err != nil {
+		m, err := client.Answer[api.Machine](c.CreateMachine(cmd.Context(), api.MachineSpec{}, client.Body(spec)))
+		if err != nil {
 			return err
 		}
 		return out.print(cmd, m, func(w io.Writer) {
@@ -63,10 +64,19 @@ func (a *app) machineSet() *cobra.Command {
 	}
 	object := bind(cmd, machineFields())
 	out := (&format{"table"}).bind(cmd)
-	force := bindYes(cmd)
+	var params client.PatchMachineParams
+	bindYes(cmd, &params.Force)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		var m api.Machine
-		if err := a.patch(cmd, path("machines", args[0]), force(), object, &m); err != nil {
+		changes, err := changed(object)
+		if err != nil {
+			return err
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		m, err := client.Answer[api.Machine](c.PatchMachine(cmd.Context(), args[0], params, changes))
+		if err != nil {
 			return err
 		}
 		return out.print(cmd, m, func(w io.Writer) { describeMachine(w, &m) })
@@ -74,57 +84,45 @@ func (a *app) machineSet() *cobra.Command {
 	return cmd
 }
 
-// patch changes the fields whose flags were given.
-func (a *app) patch(cmd *cobra.Command, path string, query url.Values, object func() (map[string]any, error), out any) error {
+// changed is what flags say of fields, which has to be something.
+func changed(object func() (map[string]any, error)) (map[string]any, error) {
 	changes, err := object()
-	if err != nil {
-		return err
+	if err == nil && len(changes) == 0 {
+		err = usagef("nothing to change: give a flag")
 	}
-	if len(changes) == 0 {
-		return usagef("nothing to change: give a flag")
-	}
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	return c.call(cmd.Context(), http.MethodPatch, path, query, changes, out)
+	return changes, err
 }
 
-// bindYes adds the flag without which a machine that has its config is left as
-// it is. The function it returns makes the API's parameter of it.
-func bindYes(cmd *cobra.Command) func() url.Values {
-	yes := cmd.Flags().Bool("yes", false, "yes, also for a machine that runs or has fetched its config")
-	return func() url.Values {
-		q := url.Values{}
-		if *yes {
-			q.Set("force", "true")
-		}
-		return q
-	}
+// bindYes adds the flag without which a machine that has its config is left as it is.
+func bindYes(cmd *cobra.Command, force *bool) {
+	cmd.Flags().BoolVar(force, "yes", false, "yes, also for a machine that runs or has fetched its config")
 }
 
 func (a *app) machineList() *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List machines", Args: cobra.NoArgs}
 	out := (&format{"table"}).bind(cmd)
-	query := filters(cmd, map[string]string{
-		"cluster": "only machines of this cluster", "role": "controlplane or worker", "phase": "only machines in this phase, such as stalled",
-		"q": "only machines with this text in name, MAC, address, UUID, serial or a label",
-	})
-	labels := cmd.Flags().StringArray("label", nil, "only machines with this label KEY=VALUE (repeat)")
+	var params client.ListMachinesParams
+	f := cmd.Flags()
+	f.StringVar(&params.Cluster, "cluster", "", "only machines of this cluster")
+	f.StringVar(&params.Role, "role", "", "controlplane or worker")
+	f.StringVar(&params.Phase, "phase", "", "only machines in this phase, such as stalled")
+	f.StringVar(&params.Q, "q", "", "only machines with this text in name, MAC, address, UUID, serial or a label")
+	f.StringArrayVar(&params.Label, "label", nil, "only machines with this label KEY=VALUE (repeat)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := a.client()
 		if err != nil {
 			return err
 		}
-		q := query()
-		q["label"] = *labels
-		q.Set("limit", fmt.Sprint(api.MaxLimit))
-		machines, err := list[api.Machine](cmd.Context(), c, path("machines"), q)
+		params.Limit = api.MaxLimit
+		machines, err := list[api.Machine](func(after string) (*http.Response, error) {
+			params.After = after
+			return c.ListMachines(cmd.Context(), params)
+		})
 		if err != nil {
 			return err
 		}
 		if len(machines) == 0 {
-			c.missing(cmd, "cluster", q)
+			missing(cmd, c, "cluster", params.Cluster)
 		}
 		return out.print(cmd, machines, func(w io.Writer) {
 			row(w, "NAME", "CLUSTER", "ROLE", "PHASE", "SINCE", "ADDRESS", "MAC", "REASON")
@@ -136,32 +134,19 @@ func (a *app) machineList() *cobra.Command {
 	return cmd
 }
 
-// filters adds text flags that are query parameters of the same name.
-func filters(cmd *cobra.Command, usage map[string]string) func() url.Values {
-	for _, name := range slices.Sorted(maps.Keys(usage)) {
-		cmd.Flags().String(name, "", usage[name])
-	}
-	return func() url.Values {
-		q := url.Values{}
-		for name := range usage {
-			if f := cmd.Flags().Lookup(name); f.Changed {
-				q.Set(name, f.Value.String())
-			}
-		}
-		return q
-	}
-}
-
-// missing tells of a filter that names what is not there, for a list that came
-// out empty. It is no error: the log may name what was removed long ago.
-func (c *client) missing(cmd *cobra.Command, what string, q url.Values) {
-	name := q.Get(what)
+// missing tells of a filter, the machine or cluster of a name, that names what is not
+// there, for a list that came out empty. It is no error: the log may name what was removed
+// long ago.
+func missing(cmd *cobra.Command, c *client.Client, what, name string) {
 	if name == "" {
 		return
 	}
-	var p *problem
-	err := c.call(cmd.Context(), http.MethodGet, path(what+"s", name), nil, nil, nil)
-	if errors.As(err, &p) && p.Status == http.StatusNotFound {
+	look := c.GetMachine
+	if what == "cluster" {
+		look = c.GetCluster
+	}
+	var p *client.Problem
+	if err := client.Done(look(cmd.Context(), name)); errors.As(err, &p) && p.Status == http.StatusNotFound {
 		say(cmd.ErrOrStderr(), "no %s %s", what, name)
 	}
 }
@@ -173,8 +158,11 @@ func phase(s api.State) string {
 	return s.Phase
 }
 
+// byName calls for one thing by its name.
+type byName func(ctx context.Context, c *client.Client, name string) (*http.Response, error)
+
 // get is a command that reads one thing by its name and prints it.
-func get[T any](a *app, use, short, collection string, table func(io.Writer, *T)) *cobra.Command {
+func get[T any](a *app, use, short string, read byName, table func(io.Writer, *T)) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1)}
 	out := (&format{"table"}).bind(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -182,8 +170,8 @@ func get[T any](a *app, use, short, collection string, table func(io.Writer, *T)
 		if err != nil {
 			return err
 		}
-		var v T
-		if err := c.call(cmd.Context(), http.MethodGet, path(collection, args[0]), nil, nil, &v); err != nil {
+		v, err := client.Answer[T](read(cmd.Context(), c, args[0]))
+		if err != nil {
 			return err
 		}
 		return out.print(cmd, v, func(w io.Writer) { table(w, &v) })
@@ -192,7 +180,9 @@ func get[T any](a *app, use, short, collection string, table func(io.Writer, *T)
 }
 
 func (a *app) machineShow() *cobra.Command {
-	return get(a, "show MACHINE", "Show a machine, by name or MAC", "machines", describeMachine)
+	return get(a, "show MACHINE", "Show a machine, by name or MAC", func(ctx context.Context, c *client.Client, name string) (*http.Response, error) {
+		return c.GetMachine(ctx, name)
+	}, describeMachine)
 }
 
 func describeMachine(w io.Writer, m *api.Machine) {
@@ -272,13 +262,13 @@ func (a *app) machineBoots() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		boots, err := list[api.Boot](cmd.Context(), c, path("machines", args[0], "boots"), nil)
+		boots, err := client.Answer[api.List[api.Boot]](c.ListBoots(cmd.Context(), args[0]))
 		if err != nil {
 			return err
 		}
-		return out.print(cmd, boots, func(w io.Writer) {
+		return out.print(cmd, boots.Items, func(w io.Writer) {
 			row(w, "BOOT", "BEGAN", "TOOK", "PLAN", "CLIENT", "MAC", "STEPS")
-			for _, b := range boots {
+			for _, b := range boots.Items {
 				row(w, b.Number, when(b.Started), seconds(b.Seconds), b.Plan, b.Client, b.MAC, stepsText(&b))
 			}
 		})
@@ -290,28 +280,25 @@ func (a *app) machineDelete() *cobra.Command {
 	cmd := &cobra.Command{Use: "delete MACHINE...", Aliases: []string{"rm"}, Short: "Forget machines; nothing is done to them", Args: cobra.MinimumNArgs(1),
 		Long: "Forget machines; nothing is done to them. One that runs, or has fetched its config, is forgotten only with --yes.\n" +
 			"A control plane leaves etcd first, and is refused with the numbers where that would take etcd's quorum."}
-	force := bindYes(cmd)
-	var destroy string
-	bindDestroy(cmd, &destroy)
+	var params client.DeleteMachineParams
+	bindYes(cmd, &params.Force)
+	bindDestroy(cmd, &params.DestroyCluster)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		q := force()
-		if destroy != "" {
-			q.Set("destroyCluster", destroy)
-		}
-		return a.remove(cmd, args, q, "machines")
+		return a.remove(cmd, args, func(ctx context.Context, c *client.Client, name string) (*http.Response, error) {
+			return c.DeleteMachine(ctx, name, params)
+		})
 	}
 	return cmd
 }
 
 // remove deletes each of names, and says so.
-func (a *app) remove(cmd *cobra.Command, names []string, query url.Values, collection ...string) error {
+func (a *app) remove(cmd *cobra.Command, names []string, remove byName) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		segments := append(slices.Clone(collection), strings.Split(name, "/")...)
-		if err := c.call(cmd.Context(), http.MethodDelete, path(segments...), query, nil, nil); err != nil {
+		if err := client.Done(remove(cmd.Context(), c, name)); err != nil {
 			return err
 		}
 		row(cmd.OutOrStdout(), "deleted "+name)
@@ -321,25 +308,24 @@ func (a *app) remove(cmd *cobra.Command, names []string, query url.Values, colle
 
 func (a *app) machineConfig() *cobra.Command {
 	cmd := &cobra.Command{Use: "config MACHINE", Short: "Print the Talos config a machine would get now", Args: cobra.ExactArgs(1)}
-	secrets := cmd.Flags().Bool("show-secrets", false, "with its secrets; that is noted in the event log")
+	var params client.GetMachineConfigParams
+	cmd.Flags().BoolVar(&params.Secrets, "show-secrets", false, "with its secrets; that is noted in the event log")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		q := url.Values{}
-		if *secrets {
-			q.Set("secrets", "true")
-		}
-		return a.copyText(cmd, "", q, "machines", args[0], "config")
+		return a.copyText(cmd, "", func(ctx context.Context, c *client.Client) (*http.Response, error) {
+			return c.GetMachineConfig(ctx, args[0], params)
+		})
 	}
 	return cmd
 }
 
 // copyText prints a text of the API, or writes it to a file of mode 0600.
-func (a *app) copyText(cmd *cobra.Command, file string, query url.Values, segments ...string) error {
+func (a *app) copyText(cmd *cobra.Command, file string, read func(context.Context, *client.Client) (*http.Response, error)) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
-	var b []byte
-	if err := c.call(cmd.Context(), http.MethodGet, path(segments...), query, nil, &b); err != nil {
+	b, err := client.Answer[[]byte](read(cmd.Context(), c))
+	if err != nil {
 		return err
 	}
 	if file == "" || file == "-" {
@@ -352,25 +338,22 @@ func (a *app) copyText(cmd *cobra.Command, file string, query url.Values, segmen
 
 func (a *app) machineDiff() *cobra.Command {
 	cmd := &cobra.Command{Use: "diff MACHINE", Short: "Compare the config a machine would get now with the one it was last given, or runs", Args: cobra.ExactArgs(1)}
-	running := cmd.Flags().Bool("running", false, "compare with what it runs: its Talos API is asked")
+	var params client.GetMachineDiffParams
+	cmd.Flags().BoolVar(&params.Running, "running", false, "compare with what it runs: its Talos API is asked")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := a.client()
 		if err != nil {
 			return err
 		}
-		q := url.Values{}
-		if *running {
-			q.Set("running", "true")
-		}
-		var d api.Diff
-		if err := c.call(cmd.Context(), http.MethodGet, path("machines", args[0], "diff"), q, nil, &d); err != nil {
+		d, err := client.Answer[api.Diff](c.GetMachineDiff(cmd.Context(), args[0], params))
+		if err != nil {
 			return err
 		}
 		switch {
 		case d.Diff != "":
-		case *running && d.Running == d.Wanted:
+		case params.Running && d.Running == d.Wanted:
 			say(cmd.ErrOrStderr(), "%s runs the config that it would get now", d.Machine)
-		case *running:
+		case params.Running:
 			say(cmd.ErrOrStderr(), "%s runs another config than it would get now, and no difference that may be shown", d.Machine)
 		case d.Served == "":
 			say(cmd.ErrOrStderr(), "%s was given no config yet", d.Machine)
@@ -402,8 +385,8 @@ func (a *app) machineApply() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var done api.ConfigApplied
-		if err := c.call(cmd.Context(), http.MethodPost, path("machines", args[0], "apply"), nil, order, &done); err != nil {
+		done, err := client.Answer[api.ConfigApplied](c.ApplyMachineConfig(cmd.Context(), args[0], order))
+		if err != nil {
 			return err
 		}
 		return out.print(cmd, done, func(w io.Writer) { row(w, done.Machine+": "+done.Said) })

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 func (a *app) applyCommand() *cobra.Command {
@@ -27,9 +27,10 @@ func (a *app) applyCommand() *cobra.Command {
 			"A machine that has its config keeps its role, cluster and address unless --yes says that they are meant.",
 	}
 	file := cmd.Flags().StringP("filename", "f", "", "rack.yaml; - for standard input")
-	dryRun := cmd.Flags().Bool("dry-run", false, "only tell what would be done")
-	createClusters := cmd.Flags().Bool("create-clusters", false, "create the clusters that do not exist, with new secrets")
-	force := bindYes(cmd)
+	var params client.ApplyParams
+	cmd.Flags().BoolVar(&params.DryRun, "dry-run", false, "only tell what would be done")
+	cmd.Flags().BoolVar(&params.CreateClusters, "create-clusters", false, "create the clusters that do not exist, with new secrets")
+	bindYes(cmd, &params.Force)
 	out := (&format{"table"}).bind(cmd)
 	_ = cmd.MarkFlagRequired("filename") // the flag is there
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -49,15 +50,8 @@ func (a *app) applyCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		q := force()
-		if *dryRun {
-			q.Set("dryRun", "true")
-		}
-		if *createClusters {
-			q.Set("createClusters", "true")
-		}
-		var applied api.Applied
-		if err := c.call(cmd.Context(), http.MethodPost, path("apply"), q, rack.json, &applied); err != nil {
+		applied, err := client.Answer[api.Applied](c.Apply(cmd.Context(), params, api.Rack{}, client.Body(rack.json)))
+		if err != nil {
 			return rack.locate(err)
 		}
 		return out.print(cmd, applied, func(w io.Writer) { describeApplied(w, &applied) })
@@ -116,8 +110,8 @@ func (a *app) exportCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var rack api.Rack
-		if err := c.call(cmd.Context(), http.MethodGet, path("export"), nil, nil, &rack); err != nil {
+		rack, err := client.Answer[api.Rack](c.Export(cmd.Context()))
+		if err != nil {
 			return err
 		}
 		return out.print(cmd, rack, nil)
@@ -133,8 +127,8 @@ func (a *app) statusCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var st api.Status
-		if err := c.call(cmd.Context(), http.MethodGet, path("status"), nil, nil, &st); err != nil {
+		st, err := client.Answer[api.Status](c.Status(cmd.Context()))
+		if err != nil {
 			return err
 		}
 		return out.print(cmd, st, func(w io.Writer) { describeStatus(w, &st) })
@@ -180,13 +174,13 @@ func (a *app) discoveredCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		strangers, err := list[api.Stranger](cmd.Context(), c, path("discovered"), nil)
+		strangers, err := client.Answer[api.List[api.Stranger]](c.ListDiscovered(cmd.Context()))
 		if err != nil {
 			return err
 		}
-		return out.print(cmd, strangers, func(w io.Writer) {
+		return out.print(cmd, strangers.Items, func(w io.Writer) {
 			row(w, "MAC", "CODE", "ARCH", "CLIENT", "SUBNET", "RELAY", "PORT", "FIRST SEEN", "LAST SEEN", "UUID")
-			for _, s := range strangers {
+			for _, s := range strangers.Items {
 				row(w, s.MAC, s.Code, s.Arch, s.Client, s.Subnet, s.Relay, s.Port, when(s.FirstSeen), when(s.LastSeen), s.UUID)
 			}
 		})
@@ -211,7 +205,7 @@ func (a *app) backupCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		resp, err := c.send(cmd.Context(), http.MethodGet, path("backup"), nil, nil, -1, nil)
+		resp, err := c.Backup(cmd.Context())
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/provisiond/provisiond/client"
 )
 
 // rackFile is a YAML file of clusters and machines. Its fields are those of the
@@ -67,7 +69,7 @@ func (f *rackFile) plain(n *yaml.Node) error {
 
 // locate adds lines to the errors of the API.
 func (f *rackFile) locate(err error) error {
-	var p *problem
+	var p *client.Problem
 	if !errors.As(err, &p) {
 		return err
 	}

@@ -3,12 +3,12 @@ package cli
 import (
 	"fmt"
 	"io"
-	"net/http"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 func (a *app) machineReimage() *cobra.Command {
@@ -44,9 +44,9 @@ func (a *app) machineReimage() *cobra.Command {
 		}
 		var m api.Machine
 		if *cancel {
-			err = c.call(cmd.Context(), http.MethodDelete, path("machines", args[0], "reimage"), nil, nil, &m)
+			m, err = client.Answer[api.Machine](c.CancelReimage(cmd.Context(), args[0]))
 		} else {
-			err = c.call(cmd.Context(), http.MethodPost, path("machines", args[0], "reimage"), nil, order, &m)
+			m, err = client.Answer[api.Machine](c.ReimageMachine(cmd.Context(), args[0], order))
 		}
 		if err != nil {
 			return err
@@ -85,8 +85,8 @@ func (a *app) clusterReset() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var cl api.Cluster
-		if err := c.call(cmd.Context(), http.MethodGet, path("clusters", args[0]), nil, nil, &cl); err != nil {
+		cl, err := client.Answer[api.Cluster](c.GetCluster(cmd.Context(), args[0]))
+		if err != nil {
 			return err
 		}
 		// A second life must not be given up because the answer about the first was lost.
@@ -94,8 +94,8 @@ func (a *app) clusterReset() *cobra.Command {
 		if cl.Bootstrap.State == "waiting" && len(cl.Bootstrap.Old) > 0 {
 			order.Epoch-- // the reset goes on, with more that are declared dead
 		}
-		var done api.ClusterResetting
-		if err := c.call(cmd.Context(), http.MethodPost, path("clusters", args[0], "reset"), nil, order, &done); err != nil {
+		done, err := client.Answer[api.ClusterResetting](c.ResetCluster(cmd.Context(), args[0], order))
+		if err != nil {
 			return err
 		}
 		return out.print(cmd, done, func(w io.Writer) {

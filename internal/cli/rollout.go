@@ -4,11 +4,11 @@ import (
 	"cmp"
 	"fmt"
 	"io"
-	"net/http"
 
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 func (a *app) clusterRollout() *cobra.Command {
@@ -39,15 +39,14 @@ func (a *app) clusterRollout() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		at := path("clusters", args[0], "rollout")
 		var r api.Rollout
 		switch {
 		case *status:
-			err = c.call(cmd.Context(), http.MethodGet, at, nil, nil, &r)
+			r, err = client.Answer[api.Rollout](c.GetRollout(cmd.Context(), args[0]))
 		case *stop:
-			err = c.call(cmd.Context(), http.MethodDelete, at, nil, nil, &r)
+			r, err = client.Answer[api.Rollout](c.StopRollout(cmd.Context(), args[0]))
 		default:
-			err = c.call(cmd.Context(), http.MethodPost, at, nil, order, &r)
+			r, err = client.Answer[api.Rollout](c.StartRollout(cmd.Context(), args[0], order))
 		}
 		if err != nil {
 			return err

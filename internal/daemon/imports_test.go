@@ -39,7 +39,7 @@ var ours = map[string][]string{
 	"api":                          nil,
 	"client":                       {"api"},
 	"client/internal/generate":     {"internal/admin"},
-	"internal/cli":                 {"api", "internal/audit"},
+	"internal/cli":                 {"client", "api", "internal/audit"},
 	"internal/racktest":            nil,
 	"internal/browsertest":         nil,
 	"web":                          {"internal/inventory", "internal/admin", "api", "client"},
