@@ -1,5 +1,5 @@
 // Package api holds the JSON types of the operator's API, version 1. The server
-// (internal/admin) and the command line (internal/cli) share them; the OpenAPI
+// (internal/admin) and those who call it (client) share them; the OpenAPI
 // document is made from them. Addresses, prefixes and MACs are plain strings
 // here, so that the server can answer a slip with the name of its field.
 package api
