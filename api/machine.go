@@ -33,11 +33,20 @@ func (i Install) IsZero() bool { return i.Disk == "" && len(i.DiskSelector) == 0
 // came to.
 type Machine struct {
 	MachineSpec
-	Created time.Time `json:"created,omitzero"`
-	Rev     uint64    `json:"rev" doc:"Revision of the record; its ETag"`
-	Phase   State     `json:"phase"`
-	Plan    Plan      `json:"plan"`
-	Facts   Facts     `json:"facts"`
+	Created  time.Time `json:"created,omitzero"`
+	Rev      uint64    `json:"rev" doc:"Revision of the record; its ETag"`
+	Phase    State     `json:"phase"`
+	Progress *Progress `json:"progress,omitempty" doc:"The boot file that it is reading over HTTP right now"`
+	Plan     Plan      `json:"plan"`
+	Facts    Facts     `json:"facts"`
+}
+
+// Progress is a boot file on its way to a machine.
+type Progress struct {
+	Step  string    `json:"step" enum:"kernel,initramfs"`
+	Sent  int64     `json:"sent" doc:"Bytes of it that were sent, in steps of up to 4 MB; of a range, from the start of the file"`
+	Size  int64     `json:"size" doc:"Bytes of the whole file"`
+	Since time.Time `json:"since" doc:"When it asked for it"`
 }
 
 // State is where a machine is on its way, worked out when asked.

@@ -50,6 +50,8 @@ type Config struct {
 	DHCPv6 DHCPv6
 	// Logs are what machines say; nil: there are none.
 	Logs Logs
+	// Transfers are the boot files that machines are reading; nil: it is not known.
+	Transfers Transfers
 	// Running asks machines what they run and gives them other configs; nil: nobody does.
 	Running Running
 	// Metrics answers with what is counted, in Prometheus' format; nil: nothing is.

@@ -103,6 +103,11 @@ func (s *Server) machineOf(v inventory.View) api.Machine {
 		m.Facts.Holds = &api.Membership{Cluster: h.Cluster, Role: string(h.Role), Epoch: h.Epoch}
 	}
 	m.Facts.Alarm = f.Alarm()
+	if s.cfg.Transfers != nil {
+		if t, ok := s.cfg.Transfers.Transfer(v.Machine.Name); ok {
+			m.Progress = &api.Progress{Step: t.Step, Sent: t.Sent, Size: t.Size, Since: t.Started.UTC()}
+		}
+	}
 	if b := f.Current(); b != nil {
 		boot := bootOf(b)
 		m.Facts.Boot = &boot

@@ -124,6 +124,14 @@ type Logs interface {
 	Watch(machine string) (<-chan struct{}, func(), error)
 }
 
+// Transfers are the boot files that machines are reading right now.
+type Transfers interface {
+	// Transfer returns what a machine is reading, if it is.
+	Transfer(machine string) (t inventory.Transfer, ok bool)
+	// Transfers returns what all are reading that do, by name.
+	Transfers() map[string]inventory.Transfer
+}
+
 // Discovered are the NICs seen that belong to nobody, the one seen last first.
 type Discovered interface {
 	Strangers(ctx context.Context) ([]inventory.Stranger, error)

@@ -172,7 +172,8 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	leases := dhcpv6.New(dhcpv6.Config{ServerDUID: duid, Boot: urls}, keeper, dhcpv6.NewKernelNeighbours(), component(o.Log, "dhcpv6"))
 	d.count(d.configs.renderer, leases, trailCounts{d.trail}, diskCounts(cfg.Data))
 	d.run("dhcpv6", func(ctx context.Context) error { return leases.Serve(ctx, sockets.dhcpv6) })
-	if err := d.serveRack(cfg, sockets, keeper, urls, authority, files, blobs, logs); err != nil {
+	boot, err := d.serveRack(cfg, sockets, keeper, urls, authority, files, blobs, logs)
+	if err != nil {
 		return nil, err
 	}
 	bootstraps, watcher := bootstrap.New(keeper, api, component(o.Log, "bootstrap")), monitor.New(keeper, api, component(o.Log, "monitor"))
@@ -193,7 +194,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	operator := admin.New(admin.Config{Version: o.Version, Trail: d.trail, CA: authority, ForeignClients: cfg.ClientCA != "", Hosts: cfg.hosts(), DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Running: machines, Pages: pages, Metrics: d.showMetrics()},
+	operator := admin.New(admin.Config{Version: o.Version, Trail: d.trail, CA: authority, ForeignClients: cfg.ClientCA != "", Hosts: cfg.hosts(), DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Transfers: boot, Running: machines, Pages: pages, Metrics: d.showMetrics()},
 		operators{keeper, logs}, d.configs, guard, uploads{blobs}, component(o.Log, "api"))
 	apiLog := component(o.Log, "api")
 	shown, clients, err := cfg.certificates(func(err error) {
@@ -217,8 +218,9 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	return d, nil
 }
 
-// serveRack adds the servers that machines speak to beside DHCPv6.
-func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, urls httpconfig.URLs, authority *ca.CA, files fs.FS, blobs *images.Store, logs machineLogs) error {
+// serveRack adds the servers that machines speak to beside DHCPv6, and returns the one
+// that boots them.
+func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, urls httpconfig.URLs, authority *ca.CA, files fs.FS, blobs *images.Store, logs machineLogs) (*httpconfig.Server, error) {
 	var limits tftp.Config
 	if cfg.Address.IsLoopback() {
 		limits.MaxPerPeer = 512 // a simulated rack: all machines have one address
@@ -245,18 +247,18 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, ur
 	for _, name := range slices.Sorted(maps.Keys(cfg.Advertise)) {
 		conn, mac, err := ndp.Listen(name)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		d.onClose(conn.Close)
 		ra, err := advertisement(cfg, name, mac)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		advertiser := ndp.New(ra, component(d.log, "ndp"))
 		d.routers = append(d.routers, router{name, mac, advertiser})
 		d.run("ndp on "+name, func(ctx context.Context) error { return advertiser.Serve(ctx, conn) })
 	}
-	return nil
+	return boot, nil
 }
 
 // approvalURL is where the console of a machine sends a person.

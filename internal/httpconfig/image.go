@@ -53,6 +53,9 @@ func (s *Server) image(w *transfer, r *http.Request) {
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set("ETag", `"`+blob.SHA256+`"`)
 	start := time.Now()
+	if b := view.Facts.Current(); b != nil && b.Number == boot && r.Method == http.MethodGet {
+		defer s.underway.begin(view.Machine.Name, &download{path.Base(routeOf(r)), blob.Size, start, w})()
+	}
 	http.ServeContent(w, r, "", time.Time{}, f)
 	if view.Machine == nil || r.Method != http.MethodGet || w.status != http.StatusOK {
 		return
@@ -60,12 +63,12 @@ func (s *Server) image(w *transfer, r *http.Request) {
 	mac, _ := inventory.ParseMAC(r.URL.Query().Get("mac"))
 	if !w.whole(blob.Size) {
 		s.log.Warn().Str("machine", view.Machine.Name).Str("mac", string(mac)).Str("image", id).
-			Int64("bytes", w.sent).Int64("of", blob.Size).Str("reason", "the machine hung up or stopped reading").Msg("image broken off")
+			Int64("bytes", w.sent.Load()).Int64("of", blob.Size).Str("reason", "the machine hung up or stopped reading").Msg("image broken off")
 		return
 	}
 	s.record(ctx, inventory.Event{Kind: kind, MAC: mac, Machine: view.Machine.Name, Boot: boot, Peer: peerOf(r)})
 	s.log.Info().Str("machine", view.Machine.Name).Str("mac", string(mac)).Str("image", id).Str("event", string(kind)).
-		Int64("bytes", w.sent).Dur("took", time.Since(start)).Msg("image served")
+		Int64("bytes", w.sent.Load()).Dur("took", time.Since(start)).Msg("image served")
 }
 
 // reader is the machine, and its boot, that the URL names, if the peer is it.

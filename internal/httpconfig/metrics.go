@@ -133,7 +133,7 @@ func (s *Server) counted(k kind, h func(*transfer, *http.Request)) http.HandlerF
 	return func(w http.ResponseWriter, r *http.Request) {
 		t, start := &transfer{ResponseWriter: w, stall: s.config.Stall}, time.Now()
 		h(t, r)
-		s.metrics.ended(k, t.outcome(r.Method), t.sent, time.Since(start))
+		s.metrics.ended(k, t.outcome(r.Method), t.sent.Load(), time.Since(start))
 	}
 }
 
@@ -147,7 +147,7 @@ func (t *transfer) outcome(method string) outcome {
 		return refused
 	case method == http.MethodHead || t.status == http.StatusNotModified:
 		return part
-	case err == nil && t.sent < size:
+	case err == nil && t.sent.Load() < size:
 		return brokenOff
 	case t.status == http.StatusPartialContent:
 		return part

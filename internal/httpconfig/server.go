@@ -144,6 +144,7 @@ type Server struct {
 	held     chan struct{}           // one for each config request that waits
 	buffers  sync.Pool               // of *bytes.Buffer, to send configs from
 	metrics  metrics
+	underway underway
 }
 
 // New makes a server. It does no I/O.

@@ -1,8 +1,10 @@
 package httpconfig
 
 import (
+	"fmt"
 	"io"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,19 +20,24 @@ type transfer struct {
 	http.ResponseWriter
 	stall  time.Duration
 	status int
-	sent   int64
+	sent   atomic.Int64 // read by others while it goes on
+	from   atomic.Int64 // where in the file it begins: that of a range
 }
 
 // WriteHeader implements http.ResponseWriter.
 func (t *transfer) WriteHeader(status int) {
 	t.status = status
+	var from int64
+	if _, err := fmt.Sscanf(t.Header().Get("Content-Range"), "bytes %d-", &from); err == nil {
+		t.from.Store(from)
+	}
 	t.ResponseWriter.WriteHeader(status)
 }
 
 func (t *transfer) Write(p []byte) (int, error) {
 	t.moveOn()
 	n, err := t.ResponseWriter.Write(p)
-	t.sent += int64(n)
+	t.sent.Add(int64(n))
 	return n, err
 }
 
@@ -50,7 +57,7 @@ func (t *transfer) ReadFrom(src io.Reader) (total int64, err error) {
 		t.moveOn()
 		n, err := io.Copy(t.ResponseWriter, &io.LimitedReader{R: src, N: want}) // the ResponseWriter's ReadFrom, if it has one
 		total += n
-		t.sent += n
+		t.sent.Add(n)
 		left -= n
 		if err != nil || n < want {
 			return total, err
@@ -69,4 +76,4 @@ func (t *transfer) moveOn() {
 
 // whole reports whether all of a file of this size was sent: no part of it, no
 // HEAD and no 304.
-func (t *transfer) whole(size int64) bool { return t.status == http.StatusOK && t.sent == size }
+func (t *transfer) whole(size int64) bool { return t.status == http.StatusOK && t.sent.Load() == size }
