@@ -79,6 +79,9 @@ type Server struct {
 	sessions *sessions
 	handler  http.Handler
 	inside   http.Handler // the same for who is known already
+
+	hubs sync.Mutex
+	hub  *hub // of those who follow the machines; nil: nobody does
 }
 
 // New returns a server. It does no I/O.

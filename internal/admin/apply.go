@@ -122,7 +122,7 @@ func (s *Server) newPlan(ctx context.Context) (*plan, error) {
 	for _, c := range stored {
 		p.clusters[c.Name] = &plannedCluster{cluster: c}
 	}
-	return p, s.eachMachine(ctx, "", func(v inventory.View) bool {
+	return p, eachMachine(ctx, s.inv, "", func(v inventory.View) bool {
 		p.machines[v.Machine.Name] = v
 		p.own(v.Machine, "")
 		return true

@@ -43,6 +43,9 @@ func machineFrom(spec api.MachineSpec, old *inventory.Machine) (*inventory.Machi
 	if _, err := inventory.ParseMAC(spec.Name); err == nil && old == nil {
 		errs = append(errs, badField("name", "a name such as cp-1; the MAC goes into macs", "%s is a MAC address, and would be looked up as one", spec.Name))
 	}
+	if spec.Name == "watch" && old == nil {
+		errs = append(errs, badField("name", "another name", "machines/watch of the API is not a machine"))
+	}
 	if old != nil {
 		m.Created, m.Rev = old.Created, old.Rev
 		if !m.Address.IsValid() {

@@ -30,6 +30,7 @@ type memStore struct {
 	mu     sync.Mutex
 	full   bool  // commits fail with ErrFull
 	broken error // reads fail with it
+	gone   uint64 // events up to here are not kept any more
 	backup func(io.Writer) error
 }
 
@@ -58,6 +59,12 @@ func (s *memStore) Commit(ctx context.Context, c inventory.Commit) (rev, logID u
 		return 0, 0, fmt.Errorf("disk: %w", inventory.ErrFull)
 	}
 	return s.Memory.Commit(ctx, c)
+}
+
+func (s *memStore) Log(ctx context.Context, after uint64, limit int) ([]inventory.LogEntry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.Memory.Log(ctx, max(after, s.gone), limit)
 }
 
 func (s *memStore) Backup(_ context.Context, w io.Writer) error {

@@ -32,6 +32,7 @@ type createdMachine struct {
 
 func (s *Server) machineRoutes(doc huma.API) {
 	tags := []string{"machines"}
+	s.machineWatchRoute(doc)
 	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "list-machines", Method: http.MethodGet, Path: "/machines", Tags: tags,
 		Summary: "List machines", Description: "Ordered by name."}, s.listMachines)
 	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "create-machine", Method: http.MethodPost, Path: "/machines", Tags: tags,
@@ -67,7 +68,7 @@ func (s *Server) listMachines(ctx context.Context, in *struct {
 	out.Body.Items = []api.Machine{}
 	// Filters are few and racks small: machines are read page by page until
 	// enough of them match, which holds one page in memory at a time.
-	err = s.eachMachine(ctx, in.After, func(v inventory.View) bool {
+	err = eachMachine(ctx, s.inv, in.After, func(v inventory.View) bool {
 		if len(out.Body.Items) == in.Limit {
 			out.Body.Next = out.Body.Items[in.Limit-1].Name
 			return false
@@ -81,10 +82,10 @@ func (s *Server) listMachines(ctx context.Context, in *struct {
 }
 
 // eachMachine calls f for each machine after a name, in order, until it returns false.
-func (s *Server) eachMachine(ctx context.Context, after string, f func(inventory.View) bool) error {
+func eachMachine(ctx context.Context, inv Machines, after string, f func(inventory.View) bool) error {
 	const size = 256
 	for {
-		views, err := s.inv.Machines(ctx, after, size)
+		views, err := inv.Machines(ctx, after, size)
 		if err != nil {
 			return err
 		}

@@ -43,6 +43,9 @@ type Machines interface {
 	DeleteMachine(ctx context.Context, name string, rev uint64) error
 	// Record folds an event into what is known of its machine, or ErrRefused.
 	Record(ctx context.Context, e inventory.Event) (inventory.View, error)
+	// WatchViews returns a channel that receives after what may change machines, what
+	// takes their names, and its end. all: any machine may have changed.
+	WatchViews() (wake <-chan struct{}, take func() (machines []string, all bool), stop func())
 }
 
 // Guards keep the etcd of a cluster from what would be done to its machines.

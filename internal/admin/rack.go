@@ -52,7 +52,7 @@ func (s *Server) export(ctx context.Context, _ *struct{}) (*struct{ Body api.Rac
 	for _, c := range clusters {
 		out.Body.Clusters = append(out.Body.Clusters, specOfCluster(c))
 	}
-	err = s.eachMachine(ctx, "", func(v inventory.View) bool {
+	err = eachMachine(ctx, s.inv, "", func(v inventory.View) bool {
 		out.Body.Machines = append(out.Body.Machines, specOfMachine(v.Machine))
 		return true
 	})
@@ -124,7 +124,7 @@ func (s *Server) status(ctx context.Context, _ *struct{}) (*struct{ Body api.Sta
 		st.Clusters = append(st.Clusters, api.ClusterStatus{Name: c.Name, Bootstrap: bootstrapOf(b)})
 	}
 	now := s.cfg.Now()
-	err = s.eachMachine(ctx, "", func(v inventory.View) bool {
+	err = eachMachine(ctx, s.inv, "", func(v inventory.View) bool {
 		state := s.cfg.Patience.PhaseOf(v, now)
 		st.Machines++
 		st.Phases[string(state.Phase)]++

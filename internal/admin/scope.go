@@ -24,6 +24,12 @@ func foreign(ctx context.Context, cluster string) bool {
 	return p != nil && !p.sees(cluster)
 }
 
+// limited reports whether some of the rack is not of who calls.
+func limited(ctx context.Context) bool {
+	p := PrincipalOf(ctx)
+	return p != nil && p.limited()
+}
+
 // limits returns the refusal for who is limited to clusters; nil: who calls is not.
 func limits(ctx context.Context, what string) error {
 	if p := PrincipalOf(ctx); p != nil && p.limited() {

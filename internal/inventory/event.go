@@ -134,6 +134,10 @@ type Event struct {
 	Error  string     `json:"error,omitempty"`
 	Epoch  uint64     `json:"epoch,omitempty"`
 
+	// Left is the cluster that the machine belonged to until it was removed, or changed to
+	// another.
+	Left string `json:"left,omitempty"`
+
 	AllDisks bool `json:"allDisks,omitempty"`
 	Graceful bool `json:"graceful,omitempty"`
 	Destroy  bool `json:"destroy,omitempty"`

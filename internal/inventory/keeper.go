@@ -140,7 +140,7 @@ func (k *Keeper) committed(c Commit, rev uint64) {
 	k.strangers.saw(c.Writes)
 	k.notes.committed(c.Writes)
 	k.leases.reread(k.store, c.keys(), k.SubnetOf)
-	k.watchers.wake(c.about)
+	k.watchers.wake(c.news())
 }
 
 // happened looks whether a commit with an unknown outcome took effect: all that

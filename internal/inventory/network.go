@@ -37,7 +37,7 @@ func (k *Keeper) SetSubnets(ctx context.Context, subnets []Subnet) error {
 	}
 	k.subnets.Store(&subnets)
 	k.leases.recount(k.SubnetOf)
-	k.watchers.wake(nil)
+	k.watchers.wake(news{})
 	return nil
 }
 

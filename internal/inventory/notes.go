@@ -176,7 +176,8 @@ func (k *Keeper) note(ctx context.Context, e Event) (after View, ok bool, err er
 	if after, err = Apply(after, e); err != nil || !k.notes.add(base.Machine.Name, e, base, upTo, after.Facts) {
 		return after, false, err
 	}
-	k.watchers.wake([]string{base.Machine.Name})
+	name := []string{base.Machine.Name}
+	k.watchers.wake(news{events: name, views: name})
 	return after, true, nil
 }
 

@@ -91,18 +91,42 @@ func (p Patience) PhaseOf(v View, now time.Time) State {
 		return State{Phase: PhaseDiscovered, Since: v.Facts.FirstSeen}
 	}
 	s := progress(v)
-	since := s.Since
-	if s.Phase == PhaseReady {
-		since = v.Facts.APIAt
-	}
+	since, end := p.lasts(v, s)
 	if flow := v.Facts.waiting(now); flow != nil && (s.Phase == PhaseConfiguring || s.Phase == PhaseLoading) {
 		// As long as it takes: a person has to go there.
 		return State{Phase: PhaseConfiguring, Since: flow.Asked, Reason: "waits to be approved: provisiond approve and the code that its console shows"}
 	}
-	if limit := p[s.Phase]; limit > 0 && now.Sub(since) > limit {
+	if !end.IsZero() && now.After(end) {
 		return State{Phase: PhaseStalled, Stalled: s.Phase, Since: since, Reason: stallReason(s.Phase, v.Facts.Current())}
 	}
 	return s
+}
+
+// lasts is from when a phase is counted, and when it has lasted too long; zero: never.
+func (p Patience) lasts(v View, s State) (since, end time.Time) {
+	if since = s.Since; s.Phase == PhaseReady {
+		since = v.Facts.APIAt
+	}
+	if limit := p[s.Phase]; limit > 0 {
+		end = since.Add(limit)
+	}
+	return since, end
+}
+
+// Turns returns after which instants PhaseOf may say something else of a machine that
+// nothing is heard of: when its phase has lasted too long, and when what it asks a person
+// expires.
+func (p Patience) Turns(v View) (at []time.Time) {
+	if v.Machine == nil {
+		return nil
+	}
+	if _, end := p.lasts(v, progress(v)); !end.IsZero() {
+		at = append(at, end)
+	}
+	if b := v.Facts.Current(); b != nil && len(b.Flows) > 0 {
+		at = append(at, b.Flows[len(b.Flows)-1].Expires)
+	}
+	return at
 }
 
 // progress is [Patience.PhaseOf] without the clock.

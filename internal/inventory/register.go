@@ -131,6 +131,9 @@ func (k *Keeper) register(ctx context.Context, m *Machine, old Machine, create b
 		return c, err
 	}
 	e := Event{Time: time.Now().UTC(), Kind: Changed, Machine: m.Name, MAC: m.BootMAC(), Message: "changed"}
+	if m.Cluster != old.Cluster {
+		e.Left = old.Cluster
+	}
 	if create {
 		e.Kind, e.Message = Registered, fmt.Sprintf("registered as %s with address %s", m.Role, m.Address)
 		facts := Facts{Machine: m.Name, Install: Order{Ordered: 1, OrderedAt: e.Time}}
@@ -296,7 +299,7 @@ func (k *Keeper) DeleteMachine(ctx context.Context, name string, rev uint64) err
 		if m.Cluster != "" {
 			c.Writes = append(c.Writes, Write{Key: memberKey(m.Cluster, name)})
 		}
-		c.log(Event{Time: time.Now().UTC(), Kind: Removed, Machine: name, MAC: m.BootMAC(), Message: "removed from the inventory"})
+		c.log(Event{Time: time.Now().UTC(), Kind: Removed, Machine: name, Left: m.Cluster, MAC: m.BootMAC(), Message: "removed from the inventory"})
 		return c, nil
 	})
 }

@@ -21,6 +21,14 @@ func (k *Keeper) WatchMachines() (wake <-chan struct{}, take func() []string, st
 	return w.wake, func() []string { return k.watchers.take(w) }, k.watchers.add(w)
 }
 
+// WatchViews is Watch for who shows machines. take returns those whose view may have
+// changed since it was last called, by whatever, each once; all says that any may have, as
+// when a cluster was changed. Word of their own API is in it, as far as it told something.
+func (k *Keeper) WatchViews() (wake <-chan struct{}, take func() (machines []string, all bool), stop func()) {
+	w := &watcher{wake: make(chan struct{}, 1), machines: map[string]struct{}{}, views: true}
+	return w.wake, func() ([]string, bool) { return k.watchers.takeViews(w) }, k.watchers.add(w)
+}
+
 // Wait returns after d, or when pause has passed since a wake-up, so that what comes at
 // once is looked at together; at once when ctx ends.
 func Wait(ctx context.Context, wake <-chan struct{}, d, pause time.Duration) {
@@ -44,6 +52,8 @@ type watchers struct {
 type watcher struct {
 	wake     chan struct{}
 	machines map[string]struct{} // nil: not of interest
+	views    bool                // of interest are those whose records changed, not those that events tell of
+	all      bool
 }
 
 func (ws *watchers) add(w *watcher) (stop func()) {
@@ -61,25 +71,42 @@ func (ws *watchers) add(w *watcher) (stop func()) {
 }
 
 func (ws *watchers) take(w *watcher) []string {
-	ws.mu.Lock()
-	defer ws.mu.Unlock()
-	names := make([]string, 0, len(w.machines))
-	for name := range w.machines {
-		names = append(names, name)
-	}
-	clear(w.machines)
+	names, _ := ws.takeViews(w)
 	return names
 }
 
-func (ws *watchers) wake(machines []string) {
+func (ws *watchers) takeViews(w *watcher) (machines []string, all bool) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	machines = make([]string, 0, len(w.machines))
+	for name := range w.machines {
+		machines = append(machines, name)
+	}
+	clear(w.machines)
+	all, w.all = w.all, false
+	return machines, all
+}
+
+// news is what to wake somebody for.
+type news struct {
+	events []string // machines that something happened to
+	views  []string // machines whose view may have changed
+	all    bool     // any machine's may have
+}
+
+func (ws *watchers) wake(n news) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	for w := range ws.set {
+		names := n.events
+		if w.views {
+			names, w.all = n.views, w.all || n.all
+		}
 		if w.machines != nil {
-			if len(machines) == 0 {
+			if len(names) == 0 && !(w.views && n.all) {
 				continue
 			}
-			for _, name := range machines {
+			for _, name := range names {
 				w.machines[name] = struct{}{}
 			}
 		}
@@ -88,4 +115,18 @@ func (ws *watchers) wake(machines []string) {
 		default:
 		}
 	}
+}
+
+// news is what a commit is to those who watch.
+func (c *Commit) news() news {
+	n := news{events: c.about}
+	for _, w := range c.Writes {
+		switch w.Key.Bucket {
+		case BucketMachines, BucketFacts:
+			n.views = append(n.views, w.Key.ID)
+		case BucketClusters, BucketImages: // views have them in
+			n.all = true
+		}
+	}
+	return n
 }
