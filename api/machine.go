@@ -141,6 +141,19 @@ type Diff struct {
 	Diff     string    `json:"diff" doc:"Unified diff to the config that it would get now, secrets blotted out; empty: no difference that shows"`
 }
 
+// ConfigOrigins is the config that a machine would get now, secrets blotted out, and
+// where each part of it comes from.
+type ConfigOrigins struct {
+	Blocks []ConfigBlock `json:"blocks" nullable:"false" doc:"The whole config in order: joined, their texts are what get-machine-config answers"`
+}
+
+// ConfigBlock is consecutive lines of a config that come from the same place.
+type ConfigBlock struct {
+	Text   string `json:"text" doc:"Whole lines, each with its newline"`
+	Origin string `json:"origin" enum:"base,cluster,role,machine" doc:"base: made here, of the inventory and Talos' defaults; cluster: a patch of the cluster for all machines; role: one for the machine's role; machine: one of its own. The last that changed a value counts"`
+	Patch  *int   `json:"patch,omitempty" minimum:"0" doc:"Index of the patch in its list; absent with base"`
+}
+
 // ConfigApply asks to give a running machine the config that it would get now.
 type ConfigApply struct {
 	Mode   string `json:"mode,omitempty" enum:"auto,no-reboot,staged,try" doc:"auto: at once, with a reboot where that takes one; no-reboot: at once, or not at all; staged: with its next boot; try: at once, and taken back after a minute. Left out: auto"`

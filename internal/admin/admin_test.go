@@ -258,6 +258,7 @@ func TestDiff(t *testing.T) {
 	}
 	r.must(201, "POST", "/api/v1/machines", `{"name":"w-1","macs":["525400000001"],"role":"worker"}`, nil)
 	r.must(409, "GET", "/api/v1/machines/w-1/diff", "", nil)
+	r.must(409, "GET", "/api/v1/machines/w-1/config/origins", "", nil)
 	if rec := r.must(409, "GET", "/api/v1/machines/w-1/config", "", nil); !strings.Contains(rec.Body.String(), "machine set w-1 --cluster") {
 		t.Errorf("%s", rec.Body)
 	}

@@ -38,6 +38,9 @@ func (s *Server) configRoutes(doc huma.API) {
 	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "get-machine-config", Method: http.MethodGet, Path: "/machines/{machine}/config", Tags: []string{"machines"},
 		Summary: "Show the Talos config a machine would get now", Responses: yamlResponses("Talos machine config")},
 		s.getConfig, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
+	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "get-machine-config-origins", Method: http.MethodGet, Path: "/machines/{machine}/config/origins", Tags: []string{"machines"},
+		Summary: "Show where each part of a machine's config comes from", Description: "The config that it would get now, secrets blotted out, as lines of our own, of the cluster's patches, the role's and the machine's."},
+		s.getConfigOrigins, http.StatusNotFound, http.StatusConflict)
 	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "get-machine-diff", Method: http.MethodGet, Path: "/machines/{machine}/diff", Tags: []string{"machines"},
 		Summary:     "Compare the config a machine would get now with the one it was last given, or runs",
 		Description: "With running=true the machine itself is asked; the answer is 409 when it does not answer."},
@@ -78,6 +81,18 @@ func (s *Server) getConfig(ctx context.Context, in *struct {
 		err = s.record(ctx, tells, http.StatusOK, err)
 	}
 	return yamlFile(text, err)
+}
+
+func (s *Server) getConfigOrigins(ctx context.Context, in *MachinePath) (*struct{ Body api.ConfigOrigins }, error) {
+	v, err := s.configured(ctx, in.Ref)
+	if err != nil {
+		return nil, err
+	}
+	blocks, err := s.talos.Origins(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	return &struct{ Body api.ConfigOrigins }{api.ConfigOrigins{Blocks: blocks}}, nil
 }
 
 // configured returns a machine that has a config.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/inventory/storetest"
@@ -145,6 +146,11 @@ func (t *fakeTalos) Render(_ context.Context, v inventory.View, redact bool) ([]
 		token = "*****"
 	}
 	return fmt.Appendf(nil, "machine:\n  token: %s\n  name: %s\n  patches: %d\n", token, v.Machine.Name, len(v.Machine.Patches)), nil
+}
+
+func (t *fakeTalos) Origins(_ context.Context, v inventory.View) ([]api.ConfigBlock, error) {
+	first := 0
+	return []api.ConfigBlock{{Text: "machine:\n", Origin: "base"}, {Text: "  name: " + v.Machine.Name + "\n", Origin: "machine", Patch: &first}}, nil
 }
 
 func (t *fakeTalos) LastServed(context.Context, string) ([]byte, string, time.Time, error) {

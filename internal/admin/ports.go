@@ -207,6 +207,8 @@ type Talos interface {
 	CheckVersion(version string) error
 	// Render returns the config a machine would get now, as YAML.
 	Render(ctx context.Context, v inventory.View, redact bool) ([]byte, error)
+	// Origins returns what Render answers, redacted, by where it comes from.
+	Origins(ctx context.Context, v inventory.View) ([]api.ConfigBlock, error)
 	// LastServed returns the config a machine was last given, redacted, the hash
 	// of its real bytes and the time, or ErrNotFound.
 	LastServed(ctx context.Context, name string) (text []byte, hash string, at time.Time, err error)

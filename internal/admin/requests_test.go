@@ -77,6 +77,7 @@ func TestRequests(t *testing.T) {
 
 		{"boots of one that never booted", "GET", "/machines/cp-1/boots", "", nil, 200, []string{`"items":[]`}},
 		{"config", "GET", "/machines/cp-1/config", "", nil, 200, []string{"token: *****"}},
+		{"where a config comes from", "GET", "/machines/cp-1/config/origins", "", nil, 200, []string{`{"text":"machine:\n","origin":"base"}`, `"origin":"machine","patch":0}`}},
 		{"config with secrets", "GET", "/machines/cp-1/config?secrets=true", "", nil, 200, []string{"token: hunter2"}},
 		{"config with a bad flag", "GET", "/machines/cp-1/config?secrets=please", "", nil, 422, []string{`"location":"query.secrets"`}},
 		{"diff before any was served", "GET", "/machines/cp-1/diff", "", nil, 200, []string{`+machine:`}},

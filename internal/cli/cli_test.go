@@ -21,6 +21,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/rs/zerolog"
 
+	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/admin"
 	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/boltstore"
@@ -80,6 +81,11 @@ func (talosStub) CheckVersion(version string) error {
 
 func (talosStub) Render(_ context.Context, v inventory.View, redact bool) ([]byte, error) {
 	return fmt.Appendf(nil, "name: %s\nredacted: %v\n", v.Machine.Name, redact), nil
+}
+
+func (talosStub) Origins(_ context.Context, v inventory.View) ([]api.ConfigBlock, error) {
+	first := 0
+	return []api.ConfigBlock{{Text: "name: " + v.Machine.Name + "\n", Origin: "base"}, {Text: "redacted: true\nmtu: 9000\n", Origin: "machine", Patch: &first}}, nil
 }
 
 func (talosStub) LastServed(context.Context, string) ([]byte, string, time.Time, error) {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/admin"
 	"github.com/provisiond/provisiond/internal/bootstrap"
 	"github.com/provisiond/provisiond/internal/httpconfig"
@@ -157,15 +158,21 @@ func (c *configs) config(ctx context.Context, v inventory.View) (*talos.Config, 
 	if cfg != nil {
 		return cfg, nil
 	}
-	s, err := c.keeper.Secrets(ctx, v.Cluster.Name)
+	in, err := c.input(ctx, v)
 	if err != nil {
 		return nil, err
 	}
-	cfg, err = c.renderer.Render(talos.Input{Machine: v.Machine, Cluster: v.Cluster, Secrets: s, Subnet: c.keeper.SubnetOf(v.Machine.Address)})
+	cfg, err = c.renderer.Render(in)
 	if err == nil {
 		c.made.put(v, cfg, epoch)
 	}
 	return cfg, err
+}
+
+// input is what the config of a machine is made of.
+func (c *configs) input(ctx context.Context, v inventory.View) (talos.Input, error) {
+	s, err := c.keeper.Secrets(ctx, v.Cluster.Name)
+	return talos.Input{Machine: v.Machine, Cluster: v.Cluster, Secrets: s, Subnet: c.keeper.SubnetOf(v.Machine.Address)}, err
 }
 
 // keep remembers, redacted, what is about to be served, so that it can be
@@ -192,6 +199,26 @@ func (c *configs) Render(ctx context.Context, v inventory.View, redact bool) ([]
 	}
 	err = c.keeper.Log(ctx, inventory.Event{Kind: inventory.SecretsRead, Machine: v.Machine.Name, Message: "its config was read with its secrets"})
 	return cfg.Bytes(), err
+}
+
+// Origins implements admin.Talos.
+func (c *configs) Origins(ctx context.Context, v inventory.View) ([]api.ConfigBlock, error) {
+	in, err := c.input(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	blocks, err := c.renderer.Origins(in)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]api.ConfigBlock, len(blocks))
+	for i, b := range blocks {
+		out[i] = api.ConfigBlock{Text: b.Text, Origin: string(b.Origin)}
+		if b.Origin != talos.FromBase {
+			out[i].Patch = &b.Patch
+		}
+	}
+	return out, nil
 }
 
 // LastServed implements admin.Talos.

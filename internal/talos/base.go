@@ -44,13 +44,18 @@ func targetOf(m *inventory.Machine, c *inventory.Cluster, rel release) target {
 	return t
 }
 
+// network is the prefix that nodes have their address in; empty: it is not known.
+func (in Input) network() string {
+	if in.Subnet == nil {
+		return ""
+	}
+	return in.Subnet.Prefix.String()
+}
+
 // base returns the shared document from the cache, or makes it.
 func (r *Renderer) base(in Input, rel release, layers []layer) (*base, error) {
 	c, t := in.Cluster, targetOf(in.Machine, in.Cluster, rel)
-	var network string
-	if in.Subnet != nil {
-		network = in.Subnet.Prefix.String()
-	}
+	network := in.network()
 	var texts []string
 	for _, l := range layers {
 		if len(l.main) > 0 {

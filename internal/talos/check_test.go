@@ -378,37 +378,40 @@ func TestRootsInPatches(t *testing.T) {
 	}
 }
 
-// TestGoodPatches must pass: a check that is too strict is a mistake, too.
+// goodPatches are all taken.
+var goodPatches = []string{
+	"machine: {kubelet: {image: '[2001:db8::5]:5000/siderolabs/kubelet:v1.36.1'}}",
+	"machine: {kubelet: {image: 'k/kubelet:v1.36.2-slim@sha256:" + strings.Repeat("a", 64) + "'}}",
+	"machine: {kubelet: {image: 'k/kubelet:v1.36'}}",
+	"machine: {install: {image: '[2001:db8::5]:5000/installer:v1.13.6'}}",
+	"machine: {install: {image: 'r:5000/i@sha256:" + strings.Repeat("a", 64) + "'}}",
+	"machine: {install: {disk: /dev/disk/by-id/nvme-X}}",
+	"machine: {certSANs: ['2001:db8::1', api.example.org, '*.example.org']}",
+	"machine: {kubelet: {nodeIP: {validSubnets: ['2001:db8::/64', '!2001:db8::1/128', 10.0.0.0/8]}}}",
+	"cluster: {discovery: {enabled: true}}",
+	"cluster: {controlPlane: {endpoint: 'https://[2001:db8::10]:6443'}, clusterName: prod}", // what it is anyway
+	"cluster: {inlineManifests: [{name: x, contents: 'a: {{ .Value }} ${y}'}]}",
+	"machine: {files: [{path: /var/x, op: create, permissions: 0o600, content: '{{ x }} ${y}'}]}",
+	"machine: {udev: {rules: ['SUBSYSTEM==\"net\", RUN+=\"x ${y}\"']}}",
+	doc("HostnameConfig", "hostname: cp-1.example.org"),
+	doc("HostnameConfig", "hostname: cp-1"),
+	doc("LinkConfig", "name: enp65s0f1np1d1v10"),
+	doc("LinkConfig", "name: eth1, addresses: [{address: '2001:db8:1::/127'}, {address: '2001:db8:2::5/128'}]"),
+	doc("LinkConfig", "name: eth1, routes: [{destination: '2001:db8:5::/48'}]"),
+	doc("LinkConfig", "name: lo, addresses: [{address: '2001:db8:100::11/128'}]"),
+	doc("DHCPv4Config", "name: eth1"),
+	doc("TimeSyncConfig", "ptp: {devices: [/dev/ptp0]}"),
+	doc("RegistryMirrorConfig", "name: '*', endpoints: [{url: 'http://[2001:db8::5]:5000'}]"),
+	doc("RegistryMirrorConfig", "name: 'r.example:5000', endpoints: [{url: 'https://m.example/v2/x', overridePath: true}]"),
+	doc("EventSinkConfig", "endpoint: 'sink.example.org:9090'"),
+	doc("KmsgLogConfig", "name: second, url: 'udp://log.example.org:514/'"),
+	doc("LinkAliasConfig", `name: net0, selector: {match: 'mac(link.permanent_addr) == "52:54:00:12:34:56"'}`),
+	"# nothing but a remark\nmachine: {}\n",
+}
+
+// TestGoodPatches: a check that is too strict is a mistake, too.
 func TestGoodPatches(t *testing.T) {
-	for _, patch := range []string{
-		"machine: {kubelet: {image: '[2001:db8::5]:5000/siderolabs/kubelet:v1.36.1'}}",
-		"machine: {kubelet: {image: 'k/kubelet:v1.36.2-slim@sha256:" + strings.Repeat("a", 64) + "'}}",
-		"machine: {kubelet: {image: 'k/kubelet:v1.36'}}",
-		"machine: {install: {image: '[2001:db8::5]:5000/installer:v1.13.6'}}",
-		"machine: {install: {image: 'r:5000/i@sha256:" + strings.Repeat("a", 64) + "'}}",
-		"machine: {install: {disk: /dev/disk/by-id/nvme-X}}",
-		"machine: {certSANs: ['2001:db8::1', api.example.org, '*.example.org']}",
-		"machine: {kubelet: {nodeIP: {validSubnets: ['2001:db8::/64', '!2001:db8::1/128', 10.0.0.0/8]}}}",
-		"cluster: {discovery: {enabled: true}}",
-		"cluster: {controlPlane: {endpoint: 'https://[2001:db8::10]:6443'}, clusterName: prod}", // what it is anyway
-		"cluster: {inlineManifests: [{name: x, contents: 'a: {{ .Value }} ${y}'}]}",
-		"machine: {files: [{path: /var/x, op: create, permissions: 0o600, content: '{{ x }} ${y}'}]}",
-		"machine: {udev: {rules: ['SUBSYSTEM==\"net\", RUN+=\"x ${y}\"']}}",
-		doc("HostnameConfig", "hostname: cp-1.example.org"),
-		doc("HostnameConfig", "hostname: cp-1"),
-		doc("LinkConfig", "name: enp65s0f1np1d1v10"),
-		doc("LinkConfig", "name: eth1, addresses: [{address: '2001:db8:1::/127'}, {address: '2001:db8:2::5/128'}]"),
-		doc("LinkConfig", "name: eth1, routes: [{destination: '2001:db8:5::/48'}]"),
-		doc("LinkConfig", "name: lo, addresses: [{address: '2001:db8:100::11/128'}]"),
-		doc("DHCPv4Config", "name: eth1"),
-		doc("TimeSyncConfig", "ptp: {devices: [/dev/ptp0]}"),
-		doc("RegistryMirrorConfig", "name: '*', endpoints: [{url: 'http://[2001:db8::5]:5000'}]"),
-		doc("RegistryMirrorConfig", "name: 'r.example:5000', endpoints: [{url: 'https://m.example/v2/x', overridePath: true}]"),
-		doc("EventSinkConfig", "endpoint: 'sink.example.org:9090'"),
-		doc("KmsgLogConfig", "name: second, url: 'udp://log.example.org:514/'"),
-		doc("LinkAliasConfig", `name: net0, selector: {match: 'mac(link.permanent_addr) == "52:54:00:12:34:56"'}`),
-		"# nothing but a remark\nmachine: {}\n",
-	} {
+	for _, patch := range goodPatches {
 		in := testInput(t)
 		in.Cluster.Patches = []string{patch}
 		if _, err := testRenderer().Render(in); err != nil {

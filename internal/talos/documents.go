@@ -61,8 +61,21 @@ func onLink(m *inventory.Machine, s *inventory.Subnet) error {
 }
 
 // machineDocuments are all documents but v1alpha1, with every patch applied.
-// Nothing of the kernel line survives the config, so all of it is said again.
 func (r *Renderer) machineDocuments(in Input, layers []layer) ([]config.Document, error) {
+	docs, err := r.ownDocuments(in)
+	if err != nil {
+		return nil, err
+	}
+	docs, err = apply(docs, layers, func(p *patch) []config.Document { return p.others })
+	if err != nil {
+		return nil, err
+	}
+	return fillDocuments(docs, in), nil
+}
+
+// ownDocuments are all documents but v1alpha1 before any patch. Nothing of the
+// kernel line survives the config, so all of it is said again.
+func (r *Renderer) ownDocuments(in Input) ([]config.Document, error) {
 	docs, err := link(in.Machine, in.Cluster, in.Subnet)
 	if err != nil {
 		return nil, err
@@ -85,18 +98,19 @@ func (r *Renderer) machineDocuments(in Input, layers []layer) ([]config.Document
 		kmsg.MetaName, kmsg.KmsgLogURL.URL = "provisiond", u
 		docs = append(docs, kmsg)
 	}
-	docs, err = apply(docs, layers, func(p *patch) []config.Document { return p.others })
-	if err != nil {
-		return nil, err
-	}
-	// Lists last, for the reason given at fill.
+	return docs, nil
+}
+
+// fillDocuments adds what no patch has said: lists last, for the reason given at
+// fill.
+func fillDocuments(docs []config.Document, in Input) []config.Document {
 	if !has[*network.ResolverConfigV1Alpha1](docs) {
 		docs = append(docs, resolver(in.Cluster, in.Subnet)...)
 	}
 	if !has[*network.TimeSyncConfigV1Alpha1](docs) {
 		docs = append(docs, timeSync(in.Cluster, in.Subnet)...)
 	}
-	return docs, nil
+	return docs
 }
 
 func has[D config.Document](docs []config.Document) bool {

@@ -109,7 +109,9 @@ func isMain(d config.Document) bool {
 
 // layer is a patch at its place in the order of application.
 type layer struct {
-	field string // cluster.patches[0]
+	field  string // cluster.patches[0]
+	origin Origin
+	index  int // in its list
 	*patch
 }
 
@@ -122,9 +124,10 @@ func (r *Renderer) layers(m *inventory.Machine, c *inventory.Cluster) ([]layer, 
 	}
 	var out []layer
 	for _, list := range []struct {
-		field string
-		texts []string
-	}{{"cluster.patches", c.Patches}, {role, rolePatches}, {"machine.patches", m.Patches}} {
+		origin Origin
+		field  string
+		texts  []string
+	}{{FromCluster, "cluster.patches", c.Patches}, {FromRole, role, rolePatches}, {FromMachine, "machine.patches", m.Patches}} {
 		if err := checkCount(list.field, list.texts); err != nil {
 			return nil, err
 		}
@@ -138,7 +141,7 @@ func (r *Renderer) layers(m *inventory.Machine, c *inventory.Cluster) ([]layer, 
 				}
 				r.patches.put(text, p)
 			}
-			out = append(out, layer{field, p})
+			out = append(out, layer{field, list.origin, i, p})
 		}
 	}
 	return out, nil
