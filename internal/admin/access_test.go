@@ -102,7 +102,7 @@ func TestEveryOperation(t *testing.T) {
 		return &Principal{Name: "someone", Via: ViaToken, Role: role, Clusters: clusters}
 	}
 	callers := []*Principal{nil, someone("none"), someone(read), someone(operate), someone(admin), someone(read, "rack1"), someone(operate, "rack1"), someone(admin, "rack1")}
-	fill := strings.NewReplacer("{machine}", "w-b", "{cluster}", "other", "{version}", "v1.13.6", "{schematic}", "default", "{arch}", "amd64", "{sha256}", sha("x"), "{token}", "ci")
+	fill := strings.NewReplacer("{machine}", "w-b", "{cluster}", "other", "{version}", "v1.13.6", "{schematic}", "default", "{arch}", "amd64", "{sha256}", sha("x"), "{token}", "ci", "{subnet}", "rack")
 	for path, operations := range readDocument(t, newRig(t, Config{})).Paths {
 		for method, op := range operations {
 			method = strings.ToUpper(method)

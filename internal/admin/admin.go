@@ -204,6 +204,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	s.logRoutes(doc)
 	s.explainRoutes(doc)
 	s.rackRoutes(doc)
+	s.subnetRoutes(doc)
 	s.metricsRoute(doc)
 	s.accessRoutes(doc)
 	s.auditRoutes(doc)

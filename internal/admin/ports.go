@@ -21,6 +21,7 @@ type Inventory interface {
 	Images
 	Events
 	Discovered
+	Subnets
 	Archive
 	Tokens
 	Approvals
@@ -142,6 +143,14 @@ type Discovered interface {
 	AdoptionCode(ctx context.Context, mac inventory.MAC) (string, error)
 	// StrangerByCode finds the one whose console shows a code, or ErrNotFound.
 	StrangerByCode(ctx context.Context, code string) (inventory.Stranger, error)
+}
+
+// Subnets are the segments that machines boot on.
+type Subnets interface {
+	// Subnets are they as they are served now. The caller must not change them.
+	Subnets() []inventory.Subnet
+	// UsedAddresses lists what is reserved, leased or kept out of use, in order.
+	UsedAddresses(ctx context.Context) ([]inventory.UsedAddress, error)
 }
 
 // Archive writes a consistent copy of everything, secrets included.

@@ -387,7 +387,7 @@ func (a askers) everything(views []inventory.View) map[string][]byte {
 			continue
 		}
 		for _, v := range views {
-			path := strings.NewReplacer("{machine}", v.Machine.Name, "{cluster}", "lab", "{version}", "v1.13.6", "{schematic}", "default", "{arch}", "amd64").Replace(template)
+			path := strings.NewReplacer("{machine}", v.Machine.Name, "{cluster}", "lab", "{version}", "v1.13.6", "{schematic}", "default", "{arch}", "amd64", "{subnet}", "rack1").Replace(template)
 			_, out["TCP "+path] = a.tcp.ask("GET", path, "")
 			if !slices.Contains([]string{"backup", "talosconfig", "kubeconfig"}, filepath.Base(path)) {
 				_, out["socket "+path] = a.socket.ask("GET", path, "")

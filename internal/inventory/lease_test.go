@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -237,6 +238,49 @@ func TestPools(t *testing.T) {
 		time.Sleep(2 * k.Subnets()[0].Valid) // a lease is stored for somewhat longer than it is promised
 		if n := used(); n != 0 {
 			t.Errorf("%d are used after their end, swept or not", n)
+		}
+	})
+}
+
+// TestUsedAddresses: an address is in the list once, for what it is, until it is
+// free.
+func TestUsedAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, _ := newKeeper(t)
+		valid := k.Subnets()[0].Valid
+		m := mustPut(t, k, machine(1))
+		gone := mustPut(t, k, machine(2))
+		if err := k.DeleteMachine(t.Context(), gone.Name, 0); err != nil {
+			t.Fatal(err)
+		}
+		firmware := inventory.Binding{
+			MAC: m.BootMAC(), DUID: []byte{1}, Client: inventory.FirmwareStack, Subnet: &k.Subnets()[0],
+			Machine: m.Name, Stable: m.Address, Commit: true,
+		}
+		nameless := inventory.Binding{DUID: []byte{0xab, 0xcd}, Client: inventory.OperatingSystem, Subnet: &k.Subnets()[0], Commit: true}
+		bad := mustBind(t, k, stranger(k, 2))
+		if err := k.Decline(t.Context(), stranger(k, 2), []netip.Addr{bad.Address}); err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now().UTC()
+		lease := now.Add(valid + time.Second)
+		want := []inventory.UsedAddress{
+			{Address: m.Address, Kind: inventory.AddressReserved, Machine: m.Name},
+			{Address: gone.Address, Kind: inventory.AddressLeft, Machine: gone.Name, MAC: gone.BootMAC(), Until: now.Add(valid)},
+			{Address: mustBind(t, k, firmware).Address, Kind: inventory.AddressSecond, Machine: m.Name, MAC: m.BootMAC(), DUID: "01", Until: lease},
+			{Address: mustBind(t, k, stranger(k, 1)).Address, Kind: inventory.AddressLeased, MAC: mac(1001), DUID: "000201", Until: lease},
+			{Address: mustBind(t, k, nameless).Address, Kind: inventory.AddressLeased, DUID: "abcd", Until: lease},
+			{Address: bad.Address, Kind: inventory.AddressDeclined, MAC: mac(1002), DUID: "000202", Until: now.Add(time.Hour)},
+		}
+		slices.SortFunc(want, func(a, b inventory.UsedAddress) int { return a.Address.Compare(b.Address) })
+		got, err := k.UsedAddresses(t.Context())
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%v\n%+v, want\n%+v", err, got, want)
+		}
+		time.Sleep(max(valid, time.Hour) + time.Minute) // swept or not
+		got, err = k.UsedAddresses(t.Context())
+		if err != nil || len(got) != 1 || got[0].Machine != m.Name {
+			t.Errorf("later: %v %+v", err, got)
 		}
 	})
 }
