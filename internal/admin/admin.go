@@ -195,6 +195,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	s.machineRoutes(doc)
 	s.reimageRoutes(doc)
 	s.configRoutes(doc)
+	s.checkRoutes(doc)
 	s.runningRoutes(doc)
 	s.clusterRoutes(doc)
 	s.approvalRoutes(doc)

@@ -178,25 +178,31 @@ func (s *Server) changeCluster(ctx context.Context, name string, cond *Precondit
 	if err != nil {
 		return nil, err
 	}
-	spec, err := change(specOfCluster(old))
+	c, err := s.changed(ctx, old, change)
 	if err != nil {
-		return nil, err
-	}
-	spec.Name = cmp.Or(spec.Name, name)
-	c, err := s.clusterFrom(spec, old)
-	if err == nil {
-		err = sameName(c.Name, name)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := checked("cluster", s.talos.Check(ctx, c, nil, nil)); err != nil {
 		return nil, err
 	}
 	if _, err := s.inv.PutCluster(ctx, c, rev); err != nil {
 		return nil, err
 	}
 	return s.getCluster(ctx, &ClusterPath{name})
+}
+
+// changed is a cluster after a change, if its machines could have configs then.
+func (s *Server) changed(ctx context.Context, old *inventory.Cluster, change func(api.ClusterSpec) (api.ClusterSpec, error)) (*inventory.Cluster, error) {
+	spec, err := change(specOfCluster(old))
+	if err != nil {
+		return nil, err
+	}
+	spec.Name = cmp.Or(spec.Name, old.Name)
+	c, err := s.clusterFrom(spec, old)
+	if err == nil {
+		err = sameName(c.Name, old.Name)
+	}
+	if err == nil {
+		err = checked("cluster", s.talos.Check(ctx, c, nil, nil))
+	}
+	return c, err
 }
 
 func (s *Server) deleteCluster(ctx context.Context, in *struct {

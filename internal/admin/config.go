@@ -126,25 +126,25 @@ func (s *Server) getDiff(ctx context.Context, in *struct {
 		if err != nil {
 			return nil, err
 		}
-		return &struct{ Body api.Diff }{api.Diff{Machine: v.Machine.Name, Running: has.Hash, Wanted: has.Wanted, Diff: unified("running", has.Text, now)}}, nil
+		return &struct{ Body api.Diff }{api.Diff{Machine: v.Machine.Name, Running: has.Hash, Wanted: has.Wanted, Diff: unified("running", "now", has.Text, now)}}, nil
 	}
 	served, hash, at, err := s.talos.LastServed(ctx, v.Machine.Name)
 	if err != nil && !errors.Is(err, inventory.ErrNotFound) {
 		return nil, err
 	}
 	out := &struct{ Body api.Diff }{api.Diff{Machine: v.Machine.Name, Served: hash, ServedAt: at}}
-	out.Body.Diff = unified("served", served, now)
+	out.Body.Diff = unified("served", "now", served, now)
 	return out, nil
 }
 
 // unified is the difference of two texts as `diff -u` writes it.
-func unified(name string, from, to []byte) string {
+func unified(was, is string, from, to []byte) string {
 	d := textdiff.Unified(from, to)
 	if len(d) == 0 {
 		return ""
 	}
 	var b bytes.Buffer
-	b.WriteString("--- " + name + "\n+++ now\n")
+	b.WriteString("--- " + was + "\n+++ " + is + "\n")
 	b.Write(d)
 	return b.String()
 }

@@ -124,6 +124,10 @@ func (t *fakeTalos) Check(_ context.Context, c *inventory.Cluster, secrets []byt
 	return nil
 }
 
+func (t *fakeTalos) Preview(_ context.Context, _ *inventory.Cluster, m *inventory.Machine) ([]byte, error) {
+	return fmt.Appendf(nil, "machine:\n  token: *****\n  name: %s\n  patches: %d\n", m.Name, len(m.Patches)), nil
+}
+
 func (t *fakeTalos) CheckPatches(patches []string) error {
 	for i, p := range patches {
 		if strings.Contains(p, "bad") {

@@ -173,29 +173,31 @@ func (s *Server) createMachine(ctx context.Context, in *struct{ Body api.Machine
 // storeMachine checks that the machine gets a config Talos takes, writes it and
 // answers it.
 func (s *Server) storeMachine(ctx context.Context, m *inventory.Machine, rev uint64) (*machineAnswer, error) {
-	if err := placed(ctx, m.Cluster); err != nil {
+	if err := s.fits(ctx, m); err != nil {
 		return nil, err
-	}
-	if m.Cluster != "" {
-		c, _, err := s.inv.Cluster(ctx, m.Cluster)
-		if errors.Is(err, inventory.ErrNotFound) {
-			return nil, noCluster(m.Cluster)
-		} else if err != nil {
-			return nil, err
-		}
-		if err := checked("machine", s.talos.Check(ctx, c, nil, m)); err != nil {
-			return nil, err
-		}
-	}
-	if m.Cluster == "" {
-		if err := s.talos.CheckPatches(m.Patches); err != nil {
-			return nil, err
-		}
 	}
 	if _, err := s.inv.PutMachine(ctx, m, rev); err != nil {
 		return nil, err
 	}
 	return s.answerMachine(ctx, m.Name)
+}
+
+// fits checks that a machine may be where it is said to be, and gets a config there that
+// Talos takes.
+func (s *Server) fits(ctx context.Context, m *inventory.Machine) error {
+	if err := placed(ctx, m.Cluster); err != nil {
+		return err
+	}
+	if m.Cluster == "" {
+		return s.talos.CheckPatches(m.Patches)
+	}
+	c, _, err := s.inv.Cluster(ctx, m.Cluster)
+	if errors.Is(err, inventory.ErrNotFound) {
+		return noCluster(m.Cluster)
+	} else if err != nil {
+		return err
+	}
+	return checked("machine", s.talos.Check(ctx, c, nil, m))
 }
 
 func noCluster(name string) error {
@@ -262,7 +264,16 @@ func (s *Server) patchMachine(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	spec, err := mergePatch(specOfMachine(v.Machine), in.Body)
+	m, err := in.patched(v, in.Body)
+	if err != nil {
+		return nil, err
+	}
+	return s.storeMachine(ctx, m, rev)
+}
+
+// patched is a machine as a merge patch makes it, if that may be done to it.
+func (f Force) patched(v inventory.View, patch map[string]any) (*inventory.Machine, error) {
+	spec, err := mergePatch(specOfMachine(v.Machine), patch)
 	if err != nil {
 		return nil, err
 	}
@@ -272,12 +283,9 @@ func (s *Server) patchMachine(ctx context.Context, in *struct {
 		err = sameName(m.Name, v.Machine.Name)
 	}
 	if err == nil {
-		err = in.allow(v, m)
+		err = f.allow(v, m)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return s.storeMachine(ctx, m, rev)
+	return m, err
 }
 
 // mergePatch applies a JSON merge patch (RFC 7396) to a spec, and refuses

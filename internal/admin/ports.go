@@ -208,6 +208,9 @@ type Talos interface {
 	// of each role, which checks the cluster by itself. m may have no address
 	// yet: any will do.
 	Check(ctx context.Context, c *inventory.Cluster, secrets []byte, m *inventory.Machine) error
+	// Preview returns the redacted config that m would get in c, both as they might
+	// become, with the errors of Check.
+	Preview(ctx context.Context, c *inventory.Cluster, m *inventory.Machine) ([]byte, error)
 	// CheckPatches refuses patches that no machine could take, with a FieldError on
 	// patches[i]. It is for a machine without a cluster, which has no config yet.
 	CheckPatches(patches []string) error

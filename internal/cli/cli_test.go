@@ -63,6 +63,10 @@ func (talosStub) Check(_ context.Context, c *inventory.Cluster, _ []byte, _ *inv
 	return nil
 }
 
+func (talosStub) Preview(_ context.Context, _ *inventory.Cluster, m *inventory.Machine) ([]byte, error) {
+	return fmt.Appendf(nil, "name: %s\n", m.Name), nil
+}
+
 func (talosStub) CheckPatches(patches []string) error {
 	for i, p := range patches {
 		if strings.Contains(p, "bad") {

@@ -181,6 +181,22 @@ func TestSecretsStayInside(t *testing.T) {
 			t.Errorf("%s %s %s: %d %s", ask.method, ask.path, ask.body, status, answer)
 		}
 		written[fmt.Sprintf("answer to %s %s %s", ask.method, ask.path, ask.body)] = answer
+		if ask.method == "PATCH" {
+			status, answer := root.ask("POST", ask.path+"/check", ask.body)
+			if status != http.StatusOK || !bytes.Contains(answer, []byte(`"ok":false`)) {
+				t.Errorf("check of %s: %d %s", ask.body, status, answer)
+			}
+			written["check of "+ask.path+" "+ask.body] = answer
+		}
+	}
+	// What is only checked is nobody's config.
+	status, answer := root.ask("POST", "/api/v1/machines/w-1/check", `{"patches": ["machine: {sysctls: {who: w-1}, env: {TOKEN: `+typed+`}}"]}`)
+	if status != http.StatusOK || !bytes.Contains(answer, []byte(`\n+        who: w-1\n`)) {
+		t.Errorf("check of a good patch: %d %s", status, answer)
+	}
+	written["check of a good patch"] = answer
+	if _, answer = root.ask("GET", "/api/v1/machines/w-1/config", ""); bytes.Contains(answer, []byte("who: w-1")) {
+		t.Error("what was only checked is in its config")
 	}
 	for _, path := range []string{"/config/" + string(views[0].Machine.MACs[0]) + "/wrong", "/config/" + string(views[0].Machine.MACs[0]) + "/" + views[1].Facts.Boots[0].Token + "x"} {
 		boot := asker{t, &http.Client{}, "http://" + d.Addrs().HTTP.String(), ""}

@@ -116,24 +116,40 @@ func (c *configs) Check(ctx context.Context, cl *inventory.Cluster, secrets []by
 		}
 	}
 	if m != nil {
-		return c.check(cl, s, m.Clone())
+		_, err := c.try(cl, s, m.Clone())
+		return err
 	}
 	for _, role := range []inventory.Role{inventory.ControlPlane, inventory.Worker} {
 		sample := &inventory.Machine{Name: "sample", MACs: []inventory.MAC{"02:00:00:00:00:01"}, Cluster: cl.Name, Role: role}
 		if cl.Install.Disk == "" && len(cl.Install.DiskSelector) == 0 {
 			sample.Install.Disk = "/dev/sda" // each machine will have to name its own
 		}
-		if err := c.check(cl, s, sample); err != nil {
+		if _, err := c.try(cl, s, sample); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *configs) check(cl *inventory.Cluster, s *inventory.Secrets, m *inventory.Machine) error {
+// Preview implements admin.Talos. What might become is at no revision, so that it is
+// not among what was made.
+func (c *configs) Preview(ctx context.Context, cl *inventory.Cluster, m *inventory.Machine) ([]byte, error) {
+	s, err := c.keeper.Secrets(ctx, cl.Name)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := c.try(cl, s, m.Clone())
+	if err != nil {
+		return nil, err
+	}
+	return talos.Redact(cfg.Bytes())
+}
+
+// try renders m, which it may change, as it is now or might become.
+func (c *configs) try(cl *inventory.Cluster, s *inventory.Secrets, m *inventory.Machine) (*talos.Config, error) {
 	if len(m.MACs) > 0 {
 		if err := m.Normalize(); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if !m.Address.IsValid() {
@@ -145,8 +161,7 @@ func (c *configs) check(cl *inventory.Cluster, s *inventory.Secrets, m *inventor
 			}
 		}
 	}
-	_, err := c.renderer.Render(talos.Input{Machine: m, Cluster: cl, Secrets: s, Subnet: c.keeper.SubnetOf(m.Address)})
-	return err
+	return c.renderer.Render(talos.Input{Machine: m, Cluster: cl, Secrets: s, Subnet: c.keeper.SubnetOf(m.Address)})
 }
 
 // config renders what a machine would get now.
