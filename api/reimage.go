@@ -18,6 +18,26 @@ type Reimage struct {
 	Image          string `json:"image,omitempty" doc:"Talos to install, VERSION or VERSION/SCHEMATIC; left out: as registered"`
 }
 
+// ReimageCheck is what an order to reimage a machine would come to.
+type ReimageCheck struct {
+	Machine  string        `json:"machine"`
+	OK       bool          `json:"ok" doc:"reimage-machine would take the order"`
+	Problems []Detail      `json:"problems" nullable:"false" doc:"Why it would not"`
+	Guard    string        `json:"guard,omitempty" doc:"Why it may go, by what was seen of its cluster's etcd"`
+	Via      string        `json:"via,omitempty" enum:"api,netboot" doc:"How it would be wiped; absent: not as things are now"`
+	Waits    string        `json:"waits,omitempty" doc:"What that would wait for; absent: it would be wiped at once"`
+	Wipe     string        `json:"wipe" enum:"system,all" doc:"The disks that would be wiped: the one Talos is on, or every one"`
+	Graceful bool          `json:"graceful" doc:"Its API is to drain the node and leave etcd first"`
+	Loses    string        `json:"loses,omitempty" doc:"The cluster that may be lost with it"`
+	Holds    *Membership   `json:"holds,omitempty" doc:"What is on its disk now"`
+	Changes  []FieldChange `json:"changes" nullable:"false" doc:"What the order changes in how it is registered"`
+	Cluster  string        `json:"cluster,omitempty" doc:"It would be installed into this one; absent: it would be held"`
+	Role     string        `json:"role" enum:"controlplane,worker"`
+	Image    string        `json:"image,omitempty" doc:"Boot image that would install it, version/schematic/arch"`
+	Imported bool          `json:"imported" doc:"That image is there"`
+	Install  Install       `json:"install,omitzero" doc:"Where it would be installed"`
+}
+
 // ReimageStatus is where the newest order to reimage a machine stands.
 type ReimageStatus struct {
 	Order     uint64    `json:"order" doc:"Counts up by one for each order"`

@@ -102,9 +102,7 @@ func (s *Server) machineOf(v inventory.View) api.Machine {
 			By: string(i.By), MAC: string(i.MAC), Client: string(i.Client), Peer: text(i.Peer), Relay: text(i.Relay), Port: i.Port,
 		}
 	}
-	if h := f.Holds; h.Cluster != "" && !h.Guess {
-		m.Facts.Holds = &api.Membership{Cluster: h.Cluster, Role: string(h.Role), Epoch: h.Epoch}
-	}
+	m.Facts.Holds = membershipOf(f.Holds)
 	m.Facts.Alarm = f.Alarm()
 	if s.cfg.Transfers != nil {
 		if t, ok := s.cfg.Transfers.Transfer(v.Machine.Name); ok {
@@ -116,6 +114,14 @@ func (s *Server) machineOf(v inventory.View) api.Machine {
 		m.Facts.Boot = &boot
 	}
 	return m
+}
+
+// membershipOf is nil for what is not known.
+func membershipOf(h inventory.Membership) *api.Membership {
+	if h.Cluster == "" || h.Guess {
+		return nil
+	}
+	return &api.Membership{Cluster: h.Cluster, Role: string(h.Role), Epoch: h.Epoch}
 }
 
 func stateOf(s inventory.State) api.State {

@@ -267,6 +267,16 @@ func (g *fakeGuards) MayGo(_ context.Context, _ inventory.View, destroy bool) (b
 	return g.refuse == "" || destroy, g.refuse, nil
 }
 
+func (g *fakeGuards) Foresee(_ context.Context, v inventory.View) (inventory.Via, string, error) {
+	if !v.Facts.Reimage.Outstanding() {
+		return "", "", errors.New("there is no order")
+	}
+	if v.Facts.Reimage.AllDisks {
+		return inventory.ViaAPI, "", nil
+	}
+	return inventory.ViaNetboot, "its API does not answer", nil
+}
+
 func (g *fakeGuards) Release(_ context.Context, v inventory.View, destroy bool) error {
 	if g.refuse != "" && !destroy {
 		return fmt.Errorf("%s: %w", g.refuse, inventory.ErrRefused)

@@ -54,6 +54,9 @@ type Guards interface {
 	// MayGo says whether a machine may be wiped or forgotten, and why, in words.
 	// destroy is the operator's word that its cluster may be lost.
 	MayGo(ctx context.Context, v inventory.View, destroy bool) (ok bool, reason string, err error)
+	// Foresee says of a machine with an order to reimage it, which need not be given
+	// yet, how it would be wiped, and what that would wait for; empty: nothing.
+	Foresee(ctx context.Context, v inventory.View) (via inventory.Via, waits string, err error)
 	// Release is MayGo, and has the machine leave etcd then. It returns ErrRefused
 	// where MayGo says no.
 	Release(ctx context.Context, v inventory.View, destroy bool) error

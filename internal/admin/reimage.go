@@ -20,6 +20,9 @@ func (s *Server) reimageRoutes(doc huma.API) {
 		Description: "Through its Talos API when that answers; else, if only the system disk is to be wiped and it has a cluster, when it next boots from the network. Then it installs what the inventory says by then. " +
 			"Ordered twice, it happens once. A control plane leaves etcd first; the answer is 409 with the numbers when that would take etcd's quorum."},
 		s.reimageMachine, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
+	register(s, doc, needs{operate, scoped, looks}, huma.Operation{OperationID: "check-reimage", Method: http.MethodPost, Path: "/machines/{machine}/reimage/check", Tags: tags,
+		Summary: "Say what an order to reimage a machine would come to, and order nothing", Description: "Takes what reimage-machine takes. The machine's Talos API and its cluster's etcd are asked, which may take seconds; the answer holds for now."},
+		s.checkReimage, http.StatusNotFound, http.StatusUnprocessableEntity)
 	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "cancel-reimage", Method: http.MethodDelete, Path: "/machines/{machine}/reimage", Tags: tags,
 		Summary: "Cancel a reimage", Description: "Until the wipe was asked for, or the machine was taken out of etcd: from then on its disk may be blank or is no good, and the answer is 409."},
 		s.cancelReimage, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
@@ -49,15 +52,9 @@ func (s *Server) reimageMachine(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	destroy, err := destroys(ctx, in.Body.DestroyCluster, "destroyCluster", v.Facts.Holds.Cluster)
+	order, _, err := s.order(ctx, v, &in.Body)
 	if err != nil {
 		return nil, err
-	}
-	switch ok, reason, err := s.guards.MayGo(ctx, v, destroy); {
-	case err != nil:
-		return nil, err
-	case !ok:
-		return nil, &inventory.FieldError{Problem: reason, Err: inventory.ErrRefused}
 	}
 	if m := moved(v.Machine, &in.Body); m != nil {
 		// Should the order be lost in a crash, the machine shows that it runs as
@@ -66,19 +63,109 @@ func (s *Server) reimageMachine(ctx context.Context, in *struct {
 			return nil, err
 		}
 	}
-	graceful := in.Body.Graceful == nil || *in.Body.Graceful
-	what := "its system disk"
-	if in.Body.Wipe == api.WipeAll {
-		what = "all its disks"
-	}
-	_, err = s.inv.Record(ctx, inventory.Event{
-		Kind: inventory.ReimageOrdered, Machine: v.Machine.Name, Graceful: graceful, AllDisks: in.Body.Wipe == api.WipeAll, Destroy: destroy,
-		Message: "ordered: wipe " + what,
-	})
-	if err != nil {
+	if _, err := s.inv.Record(ctx, order); err != nil {
 		return nil, err
 	}
 	return s.answerMachine(ctx, v.Machine.Name)
+}
+
+// order is a reimage as it is recorded, if the machine's cluster can do without it, and
+// why it can.
+func (s *Server) order(ctx context.Context, v inventory.View, body *api.Reimage) (e inventory.Event, why string, err error) {
+	e = inventory.Event{
+		Kind: inventory.ReimageOrdered, Machine: v.Machine.Name, Graceful: body.Graceful == nil || *body.Graceful, AllDisks: body.Wipe == api.WipeAll,
+		Message: "ordered: wipe its system disk",
+	}
+	if e.AllDisks {
+		e.Message = "ordered: wipe all its disks"
+	}
+	if e.Destroy, err = destroys(ctx, body.DestroyCluster, "destroyCluster", v.Facts.Holds.Cluster); err != nil {
+		return e, "", err
+	}
+	ok, why, err := s.guards.MayGo(ctx, v, e.Destroy)
+	if err == nil && !ok {
+		err = &inventory.FieldError{Problem: why, Err: inventory.ErrRefused}
+	}
+	return e, why, err
+}
+
+func (s *Server) checkReimage(ctx context.Context, in *struct {
+	MachinePath
+	Body api.Reimage
+}) (*struct{ Body api.ReimageCheck }, error) {
+	v, err := s.inv.Machine(ctx, in.Ref)
+	if err != nil {
+		return nil, err
+	}
+	out := &struct{ Body api.ReimageCheck }{}
+	out.Body = api.ReimageCheck{
+		Machine: v.Machine.Name, Wipe: cmp.Or(in.Body.Wipe, api.WipeSystem), Holds: membershipOf(v.Facts.Holds), Changes: []api.FieldChange{},
+	}
+	c := &out.Body
+	after := v
+	if m := moved(v.Machine, &in.Body); m != nil {
+		c.Changes = differences(specOfMachine(v.Machine), specOfMachine(m))
+		after.Machine = m
+	}
+	c.Cluster, c.Role = after.Machine.Cluster, string(after.Machine.Role)
+	e, why, err := s.order(ctx, v, &in.Body)
+	if c.Graceful = e.Graceful && !e.Destroy; e.Destroy {
+		c.Loses = v.Facts.Holds.Cluster
+	}
+	if err == nil {
+		c.Guard = why
+	}
+	if err == nil && len(c.Changes) > 0 {
+		if err = s.fits(ctx, after.Machine); err == nil {
+			err = s.inv.CheckMachine(ctx, after.Machine)
+		}
+	}
+	if err == nil {
+		e.Time = s.cfg.Now()
+		after, err = inventory.Apply(after, e)
+	}
+	if c.Problems, err = s.problems(ctx, "check-reimage", in, err); err != nil {
+		return nil, err
+	}
+	if c.OK = len(c.Problems) == 0; !c.OK {
+		return out, nil
+	}
+	if err := s.target(ctx, &after, c); err != nil {
+		return nil, err
+	}
+	if r := &after.Facts.Reimage; r.Claimed() { // it would be ordered twice, and happens once
+		c.Via, c.Waits = string(r.Via), r.Reason
+		return out, nil
+	}
+	via, waits, err := s.guards.Foresee(ctx, after)
+	c.Via, c.Waits = string(via), waits
+	return out, err
+}
+
+// target completes a machine as it would be with what it would be installed from, and
+// tells of it.
+func (s *Server) target(ctx context.Context, v *inventory.View, c *api.ReimageCheck) error {
+	v.Cluster, v.Image, v.Wanted = nil, nil, ""
+	c.Install = api.Install(v.Machine.Install)
+	if v.Machine.Cluster == "" {
+		return nil
+	}
+	cl, _, err := s.inv.Cluster(ctx, v.Machine.Cluster)
+	if err != nil {
+		return err
+	}
+	if c.Install.Disk == "" && len(c.Install.DiskSelector) == 0 {
+		c.Install.Disk, c.Install.DiskSelector = cl.Install.Disk, cl.Install.DiskSelector
+	}
+	v.Cluster, v.Wanted = cl, inventory.ImageWanted(v.Machine, cl, cmp.Or(v.Facts.Arch, inventory.AMD64))
+	images, err := s.inv.Images(ctx)
+	for i := range images {
+		if images[i].ID() == v.Wanted {
+			v.Image = &images[i]
+		}
+	}
+	c.Image, c.Imported = v.Wanted, v.Image != nil
+	return err
 }
 
 // moved is the machine as the order wants it, nil if that is as it is.

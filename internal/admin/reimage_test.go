@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
@@ -89,4 +90,63 @@ func TestClusterResetRoute(t *testing.T) {
 	if v, err := r.keeper.Machine(t.Context(), "cp-1"); err != nil || !v.Facts.Reimage.Outstanding() || !v.Facts.Reimage.Destroy {
 		t.Errorf("its reimage stands at %+v, %v", v.Facts.Reimage, err)
 	}
+}
+
+// TestReimageCheck: what an order would come to is said, and nothing is done.
+func TestReimageCheck(t *testing.T) {
+	r := seed(t, Config{})
+	check := func(body string) (got api.ReimageCheck) {
+		t.Helper()
+		rev := r.store.Rev()
+		r.must(http.StatusOK, "POST", "/api/v1/machines/cp-1/reimage/check", body, &got)
+		if r.store.Rev() != rev {
+			t.Error("something was written")
+		}
+		if got.OK != (len(got.Problems) == 0) {
+			t.Errorf("%+v", got)
+		}
+		return got
+	}
+	if got := check(`{}`); !got.OK || got.Via != "netboot" || got.Waits == "" || got.Wipe != "system" || !got.Graceful || got.Cluster != "rack1" || got.Role != "controlplane" ||
+		got.Image != "v1.13.6/default/amd64" || got.Imported || len(got.Changes) != 0 || got.Holds != nil {
+		t.Errorf("%+v", got)
+	}
+	if err := r.keeper.PutImage(t.Context(), &inventory.Image{Version: "v1.13.2", Schematic: "abc", Arch: inventory.AMD64, Kernel: inventory.Blob{SHA256: sha("k"), Size: 1}, Initramfs: inventory.Blob{SHA256: sha("i"), Size: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	got := check(`{"wipe":"all","graceful":false,"role":"worker","image":"v1.13.2/abc"}`)
+	if !got.OK || got.Via != "api" || got.Waits != "" || got.Wipe != "all" || got.Graceful || got.Role != "worker" || got.Image != "v1.13.2/abc/amd64" || !got.Imported ||
+		fmt.Sprint(got.Changes) != "[{image <nil> v1.13.2/abc} {role controlplane worker}]" {
+		t.Errorf("%+v", got)
+	}
+	if got := check(`{"cluster":"nope"}`); got.OK || got.Problems[0].Location != "body.cluster" || got.Via != "" {
+		t.Errorf("%+v", got)
+	}
+	if got := check(`{"destroyCluster":"other"}`); got.OK || got.Problems[0].Location != "body.destroyCluster" {
+		t.Errorf("%+v", got)
+	}
+	for _, kind := range []inventory.Kind{inventory.ScriptServed, inventory.ConfigServed} {
+		if _, err := r.keeper.Record(t.Context(), inventory.Event{Kind: kind, Machine: "cp-1", Plan: inventory.Install, Hash: "h"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.guards.refuse = "etcd would be left with 1 of 2"
+	if got := check(`{}`); got.OK || got.Problems[0].Message != r.guards.refuse || got.Holds == nil || got.Holds.Cluster != "rack1" {
+		t.Errorf("%+v", got)
+	}
+	if got := check(`{"destroyCluster":"rack1"}`); !got.OK || got.Loses != "rack1" || got.Graceful {
+		t.Errorf("%+v", got)
+	}
+	r.guards.refuse = ""
+	r.must(http.StatusAccepted, "POST", "/api/v1/machines/cp-1/reimage", `{}`, nil)
+	if _, err := r.keeper.Record(t.Context(), inventory.Event{Kind: inventory.WipeClaimed, Machine: "cp-1", Message: "its API is asked"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := check(`{}`); !got.OK || got.Via != "api" || got.Waits != "its API is asked" {
+		t.Errorf("ordered twice: %+v", got)
+	}
+	if got := check(`{"wipe":"all"}`); got.OK || !strings.Contains(got.Problems[0].Message, "cannot be changed") {
+		t.Errorf("another wipe: %+v", got)
+	}
+	r.must(http.StatusNotFound, "POST", "/api/v1/machines/cp-9/reimage/check", `{}`, nil)
 }

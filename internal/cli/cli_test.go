@@ -478,4 +478,8 @@ func (guardStub) MayGo(context.Context, inventory.View, bool) (bool, string, err
 	return true, "", nil
 }
 
+func (guardStub) Foresee(context.Context, inventory.View) (inventory.Via, string, error) {
+	return inventory.ViaNetboot, "its API does not answer", nil
+}
+
 func (guardStub) Release(context.Context, inventory.View, bool) error { return nil }

@@ -182,7 +182,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	d.run("monitor", watcher.Run)
 	d.run("reimage", reimages.Run)
 	machines := running{keeper, client, d.configs}
-	guard := guards{reimage.NewGuard(keeper, resets{client})}
+	guard := guards{reimage.NewGuard(keeper, resets{client}), reimages}
 	rolls := rollout.New(keeper, rollouts{machines}, guard, component(o.Log, "rollout"))
 	d.run("rollout", rolls.Run)
 	numbers := census.New(keeper, cfg.Stall, component(o.Log, "census"))

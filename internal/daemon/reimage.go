@@ -47,7 +47,10 @@ func (r resets) Reset(ctx context.Context, cl *inventory.Cluster, s *inventory.S
 }
 
 // guards is reimage.Guard as the operator's API sees it.
-type guards struct{ guard *reimage.Guard }
+type guards struct {
+	guard    *reimage.Guard
+	reimages *reimage.Actor
+}
 
 // MayGo implements admin.Guards.
 func (g guards) MayGo(ctx context.Context, v inventory.View, destroy bool) (bool, string, error) {
@@ -57,6 +60,11 @@ func (g guards) MayGo(ctx context.Context, v inventory.View, destroy bool) (bool
 	}
 	ok, reason := s.MayGo(destroy)
 	return ok, reason, nil
+}
+
+// Foresee implements admin.Guards.
+func (g guards) Foresee(ctx context.Context, v inventory.View) (inventory.Via, string, error) {
+	return g.reimages.Foresee(ctx, v)
 }
 
 // Release implements admin.Guards.

@@ -319,17 +319,21 @@ func (k *Keeper) complete(ctx context.Context, rec Record, arch Arch) (*View, er
 // findImage looks up the boot image of a machine for an architecture; empty: the
 // one that was learnt, else amd64.
 func (k *Keeper) findImage(ctx context.Context, v *View, arch Arch) (err error) {
-	arch = cmp.Or(arch, v.Facts.Arch, AMD64)
-	version, schematic := v.Cluster.TalosVersion, v.Cluster.Schematic
-	if v.Machine.Image != "" {
-		version, schematic, _ = strings.Cut(v.Machine.Image, "/")
-	}
-	v.Wanted = ImageID(version, schematic, arch)
+	v.Wanted = ImageWanted(v.Machine, v.Cluster, cmp.Or(arch, v.Facts.Arch, AMD64))
 	v.Image, err = k.images.get(ctx, k.store, Key{BucketImages, v.Wanted})
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
 	return err
+}
+
+// ImageWanted is the id of the image that a machine of a cluster netboots.
+func ImageWanted(m *Machine, c *Cluster, arch Arch) string {
+	version, schematic := c.TalosVersion, c.Schematic
+	if m.Image != "" {
+		version, schematic, _ = strings.Cut(m.Image, "/")
+	}
+	return ImageID(version, schematic, arch)
 }
 
 // Learnt returns the MAC that a DUID was last seen with, if that was one only.

@@ -147,45 +147,91 @@ func (a *Actor) advance(ctx context.Context, name string) error {
 		return err
 	}
 	r := v.Facts.Reimage
-	if r.Attempts >= inventory.MaxWipes {
-		return a.wait(ctx, v, fmt.Sprintf("%d wipes left its disk as it was: look at its console, and order it again, or cancel it", r.Attempts))
-	}
-	if other, err := a.underway(ctx, v); err != nil || other != "" && !r.Destroy {
-		if err != nil {
-			return err
-		}
-		return a.refuse(ctx, v, "waits for "+other)
-	}
-	s, err := a.guard.Look(ctx, v)
-	if err != nil {
-		return err
-	}
-	ok, why := s.MayGo(r.Destroy)
-	if !ok {
-		return a.refuse(ctx, v, why)
-	}
-	life, st, err := a.answers(ctx, v)
+	d, err := a.decide(ctx, v)
 	switch {
 	case err != nil:
 		return err
-	case life != nil:
-		if !r.Graceful || r.Destroy || !st.Etcd { // else Talos' own way out of etcd is taken
-			if err := a.release(ctx, v, &s); err != nil {
+	case d.refused:
+		return a.refuse(ctx, v, d.waits)
+	case d.waits != "":
+		return a.wait(ctx, v, d.waits)
+	case d.life != nil:
+		if !r.Graceful || r.Destroy || !d.status.Etcd { // else Talos' own way out of etcd is taken
+			if err := a.release(ctx, v, &d.standing); err != nil {
 				return a.wait(ctx, v, err.Error())
 			}
 		}
-		return a.reset(ctx, v, life, why)
-	case r.AllDisks:
-		return a.wait(ctx, v, "its API does not answer, which alone can wipe all disks")
-	case !v.Facts.AwaitsClearance():
-		return a.wait(ctx, v, "its API does not answer: it is wiped when it next boots from the network")
+		return a.reset(ctx, v, d.life, d.why)
 	}
 	// It is in its boot loader, and stays there until it has its script.
-	if err := a.release(ctx, v, &s); err != nil {
+	if err := a.release(ctx, v, &d.standing); err != nil {
 		return a.refuse(ctx, v, err.Error())
 	}
-	_, err = a.inv.Record(ctx, inventory.Event{Kind: inventory.ReimageCleared, Machine: name, Message: why})
+	_, err = a.inv.Record(ctx, inventory.Event{Kind: inventory.ReimageCleared, Machine: name, Message: d.why})
 	return err
+}
+
+// decision is how far an order can go now.
+type decision struct {
+	standing Standing
+	why      string // it may go
+	// waits says what for; empty: it can be wiped at once. With refused it must not be
+	// wiped in its boot loader either.
+	waits   string
+	refused bool
+	life    *inventory.Keys // what its API takes; nil: it does not answer
+	status  Status
+}
+
+// decide looks at a machine with an order that is open, and changes nothing.
+func (a *Actor) decide(ctx context.Context, v inventory.View) (d decision, err error) {
+	r := v.Facts.Reimage
+	if r.Attempts >= inventory.MaxWipes {
+		d.waits = fmt.Sprintf("%d wipes left its disk as it was: look at its console, and order it again, or cancel it", r.Attempts)
+		return d, nil
+	}
+	if other, err := a.underway(ctx, v); err != nil || other != "" && !r.Destroy {
+		d.waits, d.refused = "waits for "+other, true
+		return d, err
+	}
+	if d.standing, err = a.guard.Look(ctx, v); err != nil {
+		return d, err
+	}
+	ok, why := d.standing.MayGo(r.Destroy)
+	if !ok {
+		d.waits, d.refused = why, true
+		return d, nil
+	}
+	d.why = why
+	d.life, d.status, err = a.answers(ctx, v)
+	switch {
+	case err != nil || d.life != nil:
+	case r.AllDisks:
+		d.waits = "its API does not answer, which alone can wipe all disks"
+	case !v.Facts.AwaitsClearance():
+		d.waits = "its API does not answer: it is wiped when it next boots from the network"
+	}
+	return d, err
+}
+
+// Foresee says of a machine, with an order that need not be given yet, how it would be
+// wiped and what it would wait for; empty: nothing. It asks the machine and its
+// cluster, and changes nothing.
+func (a *Actor) Foresee(ctx context.Context, v inventory.View) (via inventory.Via, waits string, err error) {
+	d, err := a.decide(ctx, v)
+	switch {
+	case err != nil:
+		return "", "", err
+	case d.life != nil || v.Facts.Reimage.AllDisks:
+		return inventory.ViaAPI, d.waits, nil
+	case d.refused:
+		return "", d.waits, nil
+	}
+	// As its boot script will say, which knows what an image takes.
+	if p := inventory.PlanBoot(v); p.Action != inventory.Wipe {
+		return "", p.Reason, nil
+	}
+	return inventory.ViaNetboot, d.waits, nil
 }
 
 // release takes a machine out of etcd, if it is in it. From then on its disk is no good,

@@ -19,11 +19,15 @@ import (
 type healthy struct {
 	members []Member
 	resets  int
+	off     bool // no API answers for its stage
 	// look is called when a machine says who the members of etcd are.
 	look func()
 }
 
 func (h *healthy) Status(context.Context, *inventory.Cluster, *inventory.Secrets, netip.Addr) (Status, error) {
+	if h.off {
+		return Status{}, errors.New("no answer")
+	}
 	return Status{Stage: inventory.StageRunning, Etcd: true}, nil
 }
 
@@ -149,3 +153,61 @@ func TestLearnersHaveNoVote(t *testing.T) {
 		t.Errorf("%v, %s", ok, says)
 	}
 }
+
+// TestForesee: what is said of an order in advance is what a round does with it.
+func TestForesee(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		event   inventory.Event
+		prepare func(*testing.T, *inventory.Keeper, *healthy)
+		via     inventory.Via
+		waits   string
+	}{
+		{"its API", inventory.Event{Graceful: true}, nil, inventory.ViaAPI, ""},
+		{"all disks", inventory.Event{Graceful: true, AllDisks: true}, nil, inventory.ViaAPI, ""},
+		{"the others are down", inventory.Event{}, off, "", "would be left with 0 of 2 members"},
+		{"nothing to boot", inventory.Event{Destroy: true}, off, "", "boot image v1.13.6/default/amd64 is not imported"},
+		{"the cluster may be lost", inventory.Event{Destroy: true}, func(t *testing.T, k *inventory.Keeper, h *healthy) {
+			h.off = true
+			blob := inventory.Blob{SHA256: strings.Repeat("ab", 32), Size: 1}
+			must(t, k.PutImage(t.Context(), &inventory.Image{Version: "v1.13.6", Arch: inventory.AMD64, Kernel: blob, Initramfs: blob}))
+		}, inventory.ViaNetboot, "when it next boots from the network"},
+		{"all disks, and it is off", inventory.Event{Destroy: true, AllDisks: true}, off, inventory.ViaAPI, "which alone can wipe all disks"},
+		{"another one's turn", inventory.Event{}, func(t *testing.T, k *inventory.Keeper, _ *healthy) {
+			r, err := k.StartRollout(t.Context(), "prod", inventory.ConfigAuto, false)
+			must(t, err)
+			_, err = k.RecordRollout(t.Context(), r.Number, inventory.Event{Kind: inventory.RolloutMachineClaimed, Cluster: "prod", Machine: "cp-1", Hash: "new"})
+			must(t, err)
+		}, "", "waits for cp-1"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			k, rack := newRack(t)
+			if tc.prepare != nil {
+				tc.prepare(t, k, rack)
+			}
+			a := New(k, rack, zerolog.Nop())
+			v, err := k.Machine(t.Context(), "cp-2")
+			must(t, err)
+			e := tc.event
+			e.Kind, e.Machine, e.Time = inventory.ReimageOrdered, "cp-2", time.Now()
+			after, err := inventory.Apply(v, e)
+			must(t, err)
+			via, waits, err := a.Foresee(t.Context(), after)
+			must(t, err)
+			if via != tc.via || !strings.Contains(waits, tc.waits) || tc.waits == "" && waits != "" {
+				t.Errorf("by %q, waits %q", via, waits)
+			}
+			if order(t, k, "cp-2").Outstanding() || rack.resets > 0 {
+				t.Error("foreseeing did something")
+			}
+			record(t, k, e)
+			must(t, a.Round(t.Context(), map[string]bool{"cp-2": true}))
+			if o := order(t, k, "cp-2"); (rack.resets == 1) != (waits == "") || waits != "" && tc.name != "nothing to boot" && o.Reason != waits {
+				t.Errorf("foreseen was %q, and then: %d resets, %s", waits, rack.resets, o.Reason)
+			}
+		})
+	}
+}
+
+// off is a rack without an API that answers, but for who the members of etcd are.
+func off(_ *testing.T, _ *inventory.Keeper, h *healthy) { h.off = true }
