@@ -83,6 +83,17 @@ type ListMachinesParams struct {
 	Limit   int      // At most this many
 }
 
+// WatchMachinesParams are parameters of WatchMachines; one that is zero is not sent.
+type WatchMachinesParams struct {
+	Cluster     string // Only machines of this cluster
+	Role        string
+	Phase       string
+	Label       []string // Only machines with this label, key=value; repeat it for several
+	Q           string   // Only machines with this text in name, MAC (any notation), address, UUID, serial or a label
+	After       string   // The same, for a first connection
+	LastEventID string   // The last id that was received
+}
+
 // DeleteMachineParams are parameters of DeleteMachine; one that is zero is not sent.
 type DeleteMachineParams struct {
 	Force          bool   // Do it although the machine runs, or may; without it the answer says what would happen
@@ -102,6 +113,11 @@ type PutMachineParams struct {
 	IfMatch string // Only if the record still has this ETag; * for: only if it exists
 }
 
+// CheckMachineParams are parameters of CheckMachine; one that is zero is not sent.
+type CheckMachineParams struct {
+	Force bool // Do it although the machine runs, or may; without it the answer says what would happen
+}
+
 // GetMachineConfigParams are parameters of GetMachineConfig; one that is zero is not sent.
 type GetMachineConfigParams struct {
 	Secrets bool // With its secrets: takes the role admin, and is in the audit trail then
@@ -118,6 +134,12 @@ type ListLogsParams struct {
 	Limit       int    // At most this many; of a stream, the newest to begin with
 	Follow      bool   // Go on with what comes
 	LastEventID string // The last line that was received
+}
+
+// ListAddressesParams are parameters of ListAddresses; one that is zero is not sent.
+type ListAddressesParams struct {
+	After string // Only what comes after this one: next of the page before
+	Limit int    // At most this many
 }
 
 // Apply is POST /api/v1/apply: Make clusters and machines be as declared.
@@ -267,6 +289,16 @@ func (c *Client) PutCluster(ctx context.Context, cluster string, params PutClust
 			"If-Match": values(params.IfMatch),
 		},
 		contentType: "application/json",
+		body:        body,
+	}, edit)
+}
+
+// CheckCluster is POST /api/v1/clusters/{cluster}/check: Check a change of a cluster, and change nothing.
+func (c *Client) CheckCluster(ctx context.Context, cluster string, body map[string]any, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method:      http.MethodPost,
+		path:        path("/api/v1/clusters/%s/check", cluster),
+		contentType: "application/merge-patch+json",
 		body:        body,
 	}, edit)
 }
@@ -465,6 +497,25 @@ func (c *Client) CreateMachine(ctx context.Context, body api.MachineSpec, edit .
 	}, edit)
 }
 
+// WatchMachines is GET /api/v1/machines/watch: Follow the machines.
+func (c *Client) WatchMachines(ctx context.Context, params WatchMachinesParams, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method: http.MethodGet,
+		path:   path("/api/v1/machines/watch"),
+		query: url.Values{
+			"cluster": values(params.Cluster),
+			"role":    values(params.Role),
+			"phase":   values(params.Phase),
+			"label":   values(params.Label),
+			"q":       values(params.Q),
+			"after":   values(params.After),
+		},
+		header: http.Header{
+			"Last-Event-ID": values(params.LastEventID),
+		},
+	}, edit)
+}
+
 // DeleteMachine is DELETE /api/v1/machines/{machine}: Forget a machine.
 func (c *Client) DeleteMachine(ctx context.Context, machine string, params DeleteMachineParams, edit ...Edit) (*http.Response, error) {
 	return c.send(ctx, request{
@@ -546,6 +597,19 @@ func (c *Client) ListBoots(ctx context.Context, machine string, edit ...Edit) (*
 	}, edit)
 }
 
+// CheckMachine is POST /api/v1/machines/{machine}/check: Check a change of a machine, and change nothing.
+func (c *Client) CheckMachine(ctx context.Context, machine string, params CheckMachineParams, body map[string]any, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method: http.MethodPost,
+		path:   path("/api/v1/machines/%s/check", machine),
+		query: url.Values{
+			"force": values(params.Force),
+		},
+		contentType: "application/merge-patch+json",
+		body:        body,
+	}, edit)
+}
+
 // GetMachineConfig is GET /api/v1/machines/{machine}/config: Show the Talos config a machine would get now.
 func (c *Client) GetMachineConfig(ctx context.Context, machine string, params GetMachineConfigParams, edit ...Edit) (*http.Response, error) {
 	return c.send(ctx, request{
@@ -554,6 +618,14 @@ func (c *Client) GetMachineConfig(ctx context.Context, machine string, params Ge
 		query: url.Values{
 			"secrets": values(params.Secrets),
 		},
+	}, edit)
+}
+
+// GetMachineConfigOrigins is GET /api/v1/machines/{machine}/config/origins: Show where each part of a machine's config comes from.
+func (c *Client) GetMachineConfigOrigins(ctx context.Context, machine string, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method: http.MethodGet,
+		path:   path("/api/v1/machines/%s/config/origins", machine),
 	}, edit)
 }
 
@@ -602,11 +674,41 @@ func (c *Client) ReimageMachine(ctx context.Context, machine string, body api.Re
 	}, edit)
 }
 
+// CheckReimage is POST /api/v1/machines/{machine}/reimage/check: Say what an order to reimage a machine would come to, and order nothing.
+func (c *Client) CheckReimage(ctx context.Context, machine string, body api.Reimage, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method:      http.MethodPost,
+		path:        path("/api/v1/machines/%s/reimage/check", machine),
+		contentType: "application/json",
+		body:        body,
+	}, edit)
+}
+
 // Status is GET /api/v1/status: The rack at a glance.
 func (c *Client) Status(ctx context.Context, edit ...Edit) (*http.Response, error) {
 	return c.send(ctx, request{
 		method: http.MethodGet,
 		path:   path("/api/v1/status"),
+	}, edit)
+}
+
+// ListSubnets is GET /api/v1/subnets: List the subnets, and how their addresses are used.
+func (c *Client) ListSubnets(ctx context.Context, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method: http.MethodGet,
+		path:   path("/api/v1/subnets"),
+	}, edit)
+}
+
+// ListAddresses is GET /api/v1/subnets/{subnet}/addresses: List the addresses of a subnet that are not free.
+func (c *Client) ListAddresses(ctx context.Context, subnet string, params ListAddressesParams, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method: http.MethodGet,
+		path:   path("/api/v1/subnets/%s/addresses", subnet),
+		query: url.Values{
+			"after": values(params.After),
+			"limit": values(params.Limit),
+		},
 	}, edit)
 }
 

@@ -84,7 +84,7 @@ func (s *Server) checkCluster(ctx context.Context, in *struct {
 		return nil, err
 	}
 	var failed error
-	err = s.eachMachine(ctx, "", func(v inventory.View) bool {
+	err = eachMachine(ctx, s.inv, "", func(v inventory.View) bool {
 		switch {
 		case v.Machine.Cluster != old.Name:
 			return true
