@@ -60,7 +60,7 @@ func New(version string, serve ...*cobra.Command) *cobra.Command {
 	for _, cmd := range []*cobra.Command{
 		a.machineCommand(), a.clusterCommand(), a.imageCommand(),
 		a.approvalsCommand(), a.approveCommand(), a.adoptCommand(),
-		a.applyCommand(), a.exportCommand(), a.statusCommand(), a.eventsCommand(), a.discoveredCommand(), a.explainCommand(), a.backupCommand(),
+		a.applyCommand(), a.exportCommand(), a.statusCommand(), a.watchCommand(), a.eventsCommand(), a.discoveredCommand(), a.explainCommand(), a.backupCommand(),
 		a.tokenCommand(), a.certificateCommand(), a.caCommand(), a.auditCommand(), a.versionCommand(),
 	} {
 		a.complete(cmd)

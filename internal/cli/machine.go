@@ -108,6 +108,8 @@ func (a *app) machineList() *cobra.Command {
 	f.StringVar(&params.Phase, "phase", "", "only machines in this phase, such as stalled")
 	f.StringVar(&params.Q, "q", "", "only machines with this text in name, MAC, address, UUID, serial or a label")
 	f.StringArrayVar(&params.Label, "label", nil, "only machines with this label KEY=VALUE (repeat)")
+	query := machineFilters(cmd)
+	watch := cmd.Flags().BoolP("watch", "w", false, "go on with what changes, as provisiond watch does")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := a.client()
 		if err != nil {
@@ -118,6 +120,12 @@ func (a *app) machineList() *cobra.Command {
 			params.After = after
 			return c.ListMachines(cmd.Context(), params)
 		})
+		q := query()
+		if *watch {
+			return c.watch(cmd, out, q)
+		}
+		q.Set("limit", fmt.Sprint(api.MaxLimit))
+		machines, err := list[api.Machine](cmd.Context(), c, path("machines"), q)
 		if err != nil {
 			return err
 		}
@@ -127,7 +135,7 @@ func (a *app) machineList() *cobra.Command {
 		return out.print(cmd, machines, func(w io.Writer) {
 			row(w, "NAME", "CLUSTER", "ROLE", "PHASE", "SINCE", "ADDRESS", "MAC", "REASON")
 			for _, m := range machines {
-				row(w, m.Name, m.Cluster, m.Role, phase(m.Phase), when(m.Phase.Since), m.Address, m.MACs[0], m.Phase.Reason)
+				row(w, m.Name, m.Cluster, m.Role, phaseText(&m), when(m.Phase.Since), m.Address, m.MACs[0], m.Phase.Reason)
 			}
 		})
 	}
@@ -187,7 +195,7 @@ func (a *app) machineShow() *cobra.Command {
 
 func describeMachine(w io.Writer, m *api.Machine) {
 	pair(w, "name", m.Name)
-	pair(w, "phase", phase(m.Phase))
+	pair(w, "phase", phaseText(m))
 	pair(w, "since", when(m.Phase.Since))
 	pair(w, "reason", m.Phase.Reason)
 	pair(w, "ALARM", m.Facts.Alarm)
