@@ -29,8 +29,8 @@ import (
 type memStore struct {
 	*storetest.Memory
 	mu     sync.Mutex
-	full   bool  // commits fail with ErrFull
-	broken error // reads fail with it
+	full   bool   // commits fail with ErrFull
+	broken error  // reads fail with it
 	gone   uint64 // events up to here are not kept any more
 	backup func(io.Writer) error
 }

@@ -18,6 +18,8 @@ const (
 	// hubTick is how often it asks for what nobody tells: downloads, the clock, the
 	// newest event.
 	hubTick = time.Second
+	// turnPause is how often it looks which machines the clock has changed.
+	turnPause = 5 * time.Second
 	// sweepPause is the least time between two changes that any machine may show.
 	sweepPause = 10 * time.Second
 	// maxShown bounds what is kept in JSON, at some 3 KB each. Who reads slower than this
@@ -51,7 +53,15 @@ type hub struct {
 
 	newest  uint64 // event, a tick ago; run's alone, as what follows
 	reading map[string]inventory.Transfer
+	turned  time.Time
 	swept   time.Time
+}
+
+func (s *Server) newHub() *hub {
+	return &hub{
+		s: s, inv: s.inv.Inventory, seed: maphash.MakeSeed(), done: make(chan struct{}),
+		streams: map[*machineStream]struct{}{}, shown: map[string]*shown{}, turns: map[string]time.Time{},
+	}
 }
 
 // join adds a stream to the hub, which begins with the first one.
@@ -60,10 +70,7 @@ func (s *Server) join(ctx context.Context, st *machineStream) error {
 	defer s.hubs.Unlock()
 	h := s.hub
 	if h == nil {
-		h = &hub{
-			s: s, inv: s.inv.Inventory, seed: maphash.MakeSeed(), done: make(chan struct{}),
-			streams: map[*machineStream]struct{}{}, shown: map[string]*shown{}, turns: map[string]time.Time{},
-		}
+		h = s.newHub()
 		wake, take, cancel := h.inv.WatchViews() // before the newest event is read: nothing is missed between
 		newest, err := h.newestEvent(ctx)
 		if err != nil {
@@ -163,14 +170,10 @@ func (h *hub) tick(ctx context.Context, sweep *bool) error {
 		}
 		h.reading = reading
 	}
-	h.mu.Lock()
-	for name, at := range h.turns {
-		if now.After(at) {
-			names = append(names, name)
-			delete(h.turns, name) // who makes it anew says when the next one is
-		}
+	if now.Sub(h.turned) >= turnPause {
+		h.turned = now
+		names = append(names, h.due(now)...)
 	}
-	h.mu.Unlock()
 	h.mark(names)
 	if *sweep && now.Sub(h.swept) >= sweepPause {
 		if err := h.markAll(ctx); err != nil {
@@ -196,6 +199,20 @@ func (h *hub) tick(ctx context.Context, sweep *bool) error {
 		st.notify()
 	}
 	return nil
+}
+
+// due returns the machines that the clock has changed. Who makes one anew says when it
+// does so next.
+func (h *hub) due(now time.Time) (names []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, at := range h.turns {
+		if now.After(at) {
+			names = append(names, name)
+			delete(h.turns, name)
+		}
+	}
+	return names
 }
 
 // mark tells all streams that machines may have changed.

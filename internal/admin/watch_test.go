@@ -402,7 +402,7 @@ func TestWatchMachinesByTheClock(t *testing.T) {
 		f := r.watch(t, root, "")
 		f.all(much)
 		f.want(20*time.Minute - much - time.Second)
-		got := f.all(3 * time.Second)
+		got := f.all(turnPause + 3*time.Second)
 		if len(got) != 1 || got[0].machine(t).Phase.Phase != "stalled" || got[0].machine(t).Phase.StalledIn != "booting" {
 			t.Errorf("%+v", got)
 		}
