@@ -30,6 +30,26 @@ type taken struct{ error }
 // open calls the method for what comes after an id, its parameter LastEventID; the first
 // time after last.
 func Follow[T any](ctx context.Context, last string, open func(last string) (*http.Response, error), take func(T) error, broke func(error)) error {
+	return FollowMessages(ctx, last, open, func(m Message) error {
+		var item T
+		if err := json.Unmarshal(m.Data, &item); err != nil {
+			return malformed{err}
+		}
+		return take(item)
+	}, broke)
+}
+
+// Message is one of a stream of server-sent events that has several kinds of them.
+type Message struct {
+	Event string // its kind; empty: the stream has one
+	Data  []byte // JSON; good until take returns
+}
+
+// malformed is an error of a stream, as one that breaks.
+type malformed struct{ error }
+
+// FollowMessages is Follow for a stream that has several kinds of messages.
+func FollowMessages(ctx context.Context, last string, open func(last string) (*http.Response, error), take func(Message) error, broke func(error)) error {
 	for ctx.Err() == nil {
 		resp, err := open(last) //nolint:bodyclose // read closes it
 		if err == nil {
@@ -56,31 +76,36 @@ func Follow[T any](ctx context.Context, last string, open func(last string) (*ht
 
 // read hands on the items of one connection and returns the id of the last one that was
 // taken, and always an error: how the connection ended.
-func read[T any](ctx context.Context, resp *http.Response, last string, take func(T) error) (string, error) {
+func read(ctx context.Context, resp *http.Response, last string, take func(Message) error) (string, error) {
 	defer func() { _ = resp.Body.Close() }() // the stream ended or we did
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, maxEvent)
-	id, data := last, []byte(nil)
+	id, event, data := last, "", []byte(nil)
 	for ctx.Err() == nil && lines.Scan() {
 		name, value, _ := bytes.Cut(lines.Bytes(), []byte(":"))
 		value = bytes.TrimPrefix(value, []byte(" "))
 		switch {
 		case string(name) == "id":
 			id = string(value)
+		case string(name) == "event":
+			event = string(value)
 		case string(name) == "data":
 			if len(data)+len(value) > maxEvent {
 				return last, fmt.Errorf("the stream of %s: %w", source(resp), bufio.ErrTooLong)
 			}
 			data = append(append(data, value...), '\n')
-		case len(lines.Bytes()) == 0 && len(data) > 0:
-			var item T
-			if err := json.Unmarshal(data, &item); err != nil {
-				return last, fmt.Errorf("the stream of %s: %w", source(resp), err)
+		case len(lines.Bytes()) == 0:
+			if len(data) > 0 {
+				err := take(Message{event, data})
+				var bad malformed
+				switch {
+				case errors.As(err, &bad):
+					return last, fmt.Errorf("the stream of %s: %w", source(resp), bad.error)
+				case err != nil:
+					return last, taken{err}
+				}
 			}
-			if err := take(item); err != nil {
-				return last, taken{err}
-			}
-			last, data = id, data[:0]
+			last, event, data = id, "", data[:0] // an id alone is a place to go on from too
 		}
 	}
 	return last, cmp.Or(lines.Err(), io.ErrUnexpectedEOF)

@@ -121,3 +121,30 @@ func TestFollowIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// TestFollowMessages: each with its kind, and an id alone is where to go on.
+func TestFollowMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		streams := []string{
+			": hello\n\nid: 1\nevent: machine\ndata: {}\n\nid: 2\nevent: removed\ndata: 1\n\n",
+			"id: 5\n\n: \n\nid: 6\nevent: lost\n",
+			"event: synced\ndata: {}\n\n",
+		}
+		var asked, got []string
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		err := client.FollowMessages(ctx, "", func(last string) (*http.Response, error) {
+			body := streams[len(asked)]
+			asked = append(asked, last)
+			return &http.Response{Body: io.NopCloser(strings.NewReader(body))}, nil
+		}, func(m client.Message) error {
+			if got = append(got, m.Event+strings.TrimSpace(string(m.Data))); m.Event == "synced" {
+				cancel()
+			}
+			return nil
+		}, func(error) {})
+		if err != nil || strings.Join(got, " ") != "machine{} removed1 synced{}" || strings.Join(asked, " ") != " 2 5" {
+			t.Errorf("%v: told %q, asked after %q", err, got, asked)
+		}
+	})
+}

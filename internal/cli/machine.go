@@ -101,31 +101,21 @@ func bindYes(cmd *cobra.Command, force *bool) {
 func (a *app) machineList() *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List machines", Args: cobra.NoArgs}
 	out := (&format{"table"}).bind(cmd)
-	var params client.ListMachinesParams
-	f := cmd.Flags()
-	f.StringVar(&params.Cluster, "cluster", "", "only machines of this cluster")
-	f.StringVar(&params.Role, "role", "", "controlplane or worker")
-	f.StringVar(&params.Phase, "phase", "", "only machines in this phase, such as stalled")
-	f.StringVar(&params.Q, "q", "", "only machines with this text in name, MAC, address, UUID, serial or a label")
-	f.StringArrayVar(&params.Label, "label", nil, "only machines with this label KEY=VALUE (repeat)")
-	query := machineFilters(cmd)
+	params := machineFilters(cmd)
 	watch := cmd.Flags().BoolP("watch", "w", false, "go on with what changes, as provisiond watch does")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := a.client()
 		if err != nil {
 			return err
 		}
+		if *watch {
+			return watchMachines(cmd, c, out, params)
+		}
 		params.Limit = api.MaxLimit
 		machines, err := list[api.Machine](func(after string) (*http.Response, error) {
 			params.After = after
-			return c.ListMachines(cmd.Context(), params)
+			return c.ListMachines(cmd.Context(), *params)
 		})
-		q := query()
-		if *watch {
-			return c.watch(cmd, out, q)
-		}
-		q.Set("limit", fmt.Sprint(api.MaxLimit))
-		machines, err := list[api.Machine](cmd.Context(), c, path("machines"), q)
 		if err != nil {
 			return err
 		}

@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 // What a terminal is told (ECMA-48, xterm): to show another screen without a cursor, to
@@ -46,12 +46,12 @@ func newScreen(out io.Writer, size func() (int, int, error)) *screen {
 }
 
 // watchScreen shows machines on a terminal, and leaves it as it was.
-func (c *client) watchScreen(ctx context.Context, q url.Values, s *screen) (err error) {
+func watchScreen(ctx context.Context, c *client.Client, filter *client.ListMachinesParams, s *screen) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	all, troubles, ended := make(chan news), make(chan error), make(chan error, 1)
 	go func() {
-		ended <- c.watchMachines(ctx, q, func(n news) error {
+		ended <- followMachines(ctx, c, filter, func(n news) error {
 			select {
 			case all <- n:
 			case <-ctx.Done():

@@ -1,16 +1,12 @@
 package cli
 
 import (
-	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -19,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 )
 
 func (a *app) watchCommand() *cobra.Command {
@@ -29,40 +26,36 @@ func (a *app) watchCommand() *cobra.Command {
 			"is machine, removed, synced (all that is there was told) or reset (all is told anew).",
 		Example: "  provisiond watch --cluster rack1\n  provisiond watch -o json | jq -r 'select(.event==\"machine\").machine.name'",
 	}
-	query := machineFilters(cmd)
+	filter := machineFilters(cmd)
 	out := (&format{"table"}).bind(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := a.client()
 		if err != nil {
 			return err
 		}
-		return c.watch(cmd, out, query())
+		return watchMachines(cmd, c, out, filter)
 	}
 	return cmd
 }
 
 // machineFilters adds the flags that pick machines.
-func machineFilters(cmd *cobra.Command) func() url.Values {
-	query := filters(cmd, map[string]string{
-		"cluster": "only machines of this cluster", "role": "controlplane or worker", "phase": "only machines in this phase, such as stalled",
-		"q": "only machines with this text in name, MAC, address, UUID, serial or a label",
-	})
-	labels := cmd.Flags().StringArray("label", nil, "only machines with this label KEY=VALUE (repeat)")
-	return func() url.Values {
-		q := query()
-		q["label"] = *labels
-		return q
-	}
+func machineFilters(cmd *cobra.Command) *client.ListMachinesParams {
+	var p client.ListMachinesParams
+	f := cmd.Flags()
+	f.StringVar(&p.Cluster, "cluster", "", "only machines of this cluster")
+	f.StringVar(&p.Role, "role", "", "controlplane or worker")
+	f.StringVar(&p.Phase, "phase", "", "only machines in this phase, such as stalled")
+	f.StringVar(&p.Q, "q", "", "only machines with this text in name, MAC, address, UUID, serial or a label")
+	f.StringArrayVar(&p.Label, "label", nil, "only machines with this label KEY=VALUE (repeat)")
+	return &p
 }
 
-// watch shows machines until the command is interrupted.
-func (c *client) watch(cmd *cobra.Command, out *format, q url.Values) error {
+// watchMachines shows machines until the command is interrupted.
+func watchMachines(cmd *cobra.Command, c *client.Client, out *format, filter *client.ListMachinesParams) error {
 	if f, ok := cmd.OutOrStdout().(*os.File); ok && out.name == "table" && term.IsTerminal(int(f.Fd())) {
-		return c.watchScreen(cmd.Context(), q, newScreen(f, func() (int, int, error) { return term.GetSize(int(f.Fd())) }))
+		return watchScreen(cmd.Context(), c, filter, newScreen(f, func() (int, int, error) { return term.GetSize(int(f.Fd())) }))
 	}
-	return c.watchMachines(cmd.Context(), q, func(n news) error { return printNews(cmd, out, n) }, func(err error) {
-		say(cmd.ErrOrStderr(), "%s; trying again", err)
-	})
+	return followMachines(cmd.Context(), c, filter, func(n news) error { return printNews(cmd, out, n) }, tryingAgain(cmd))
 }
 
 // news is a message of the stream of machines.
@@ -92,64 +85,18 @@ func printNews(cmd *cobra.Command, out *format, n news) error {
 	})
 }
 
-// watchMachines hands what happens to take until ctx ends. A stream that breaks is
+// followMachines hands what happens to take until ctx ends. A stream that breaks is
 // told to trouble, and goes on where it was.
-func (c *client) watchMachines(ctx context.Context, q url.Values, take func(news) error, trouble func(error)) error {
-	last := ""
-	for ctx.Err() == nil {
-		err := c.readNews(ctx, q, &last, take)
-		var refused *problem
-		var output writeError
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.As(err, &refused) && refused.Status < 500, errors.As(err, &output):
+func followMachines(ctx context.Context, c *client.Client, f *client.ListMachinesParams, take func(news) error, trouble func(error)) error {
+	return client.FollowMessages(ctx, "", func(last string) (*http.Response, error) {
+		return c.WatchMachines(ctx, client.WatchMachinesParams{Cluster: f.Cluster, Role: f.Role, Phase: f.Phase, Q: f.Q, Label: f.Label, LastEventID: last})
+	}, func(m client.Message) error {
+		n, err := newsOf(m.Event, m.Data)
+		if err != nil {
 			return err
 		}
-		trouble(err)
-		pause(ctx, reconnect)
-	}
-	return nil
-}
-
-// readNews reads one connection, after the id in last, which it moves on. It returns
-// how that ended, always an error.
-func (c *client) readNews(ctx context.Context, q url.Values, last *string, take func(news) error) error {
-	header := http.Header{}
-	if *last != "" {
-		header.Set("Last-Event-Id", *last)
-	}
-	resp, err := c.send(ctx, http.MethodGet, path("machines", "watch"), q, nil, -1, header)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }() // the stream ended or we did
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, maxEvent)
-	id, event, data := *last, "", []byte(nil)
-	for lines.Scan() {
-		name, value, _ := bytes.Cut(lines.Bytes(), []byte(": "))
-		switch string(name) {
-		case "id":
-			id = string(value)
-		case "event":
-			event = string(value)
-		case "data":
-			data = bytes.Clone(value)
-		case "": // the end of a message, or a comment
-			if event != "" {
-				n, err := newsOf(event, data)
-				if err != nil {
-					return fmt.Errorf("the stream of %s: %w", c.server, err)
-				}
-				if err := take(n); err != nil {
-					return writeError{err}
-				}
-			}
-			*last, event, data = id, "", nil
-		}
-	}
-	return cmp.Or(lines.Err(), io.ErrUnexpectedEOF)
+		return take(n)
+	}, trouble)
 }
 
 func newsOf(event string, data []byte) (news, error) {
@@ -159,7 +106,7 @@ func newsOf(event string, data []byte) (news, error) {
 			Name *string `json:"name"`
 		}{&n.Name})
 	}
-	n.Machine, n.machine = data, &api.Machine{}
+	n.Machine, n.machine = bytes.TrimSpace(bytes.Clone(data)), &api.Machine{}
 	err := json.Unmarshal(data, n.machine)
 	n.Name = n.machine.Name
 	return n, err

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/provisiond/provisiond/api"
+	"github.com/provisiond/provisiond/client"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
@@ -60,7 +60,7 @@ func TestWatch(t *testing.T) {
 				done <- code
 			}()
 			lines := bufio.NewScanner(r)
-			lines.Buffer(nil, maxEvent)
+			lines.Buffer(nil, 1<<20)
 			want := func(event, name string) {
 				t.Helper()
 				for lines.Scan() {
@@ -145,7 +145,7 @@ func TestWatchScreen(t *testing.T) {
 	var out terminal
 	done := make(chan error, 1)
 	go func() {
-		done <- c.watchScreen(ctx, url.Values{}, newScreen(&out, func() (int, int, error) { return 100, 10, nil }))
+		done <- watchScreen(ctx, c, &client.ListMachinesParams{}, newScreen(&out, func() (int, int, error) { return 100, 10, nil }))
 	}()
 	wait := func(text string) {
 		t.Helper()
