@@ -266,10 +266,11 @@ func imageOf(i *inventory.Image) api.Image {
 	}
 }
 
-func strangerOf(st inventory.Stranger, code string) api.Stranger {
+func strangerOf(st inventory.Stranger, code string, s *inventory.Suggestion) api.Stranger {
 	return api.Stranger{
 		Code: code, MAC: string(st.MAC), UUID: st.UUID, Arch: string(st.Arch), Client: string(st.Client), Relay: text(st.Relay),
 		Port: st.Port, Subnet: st.Subnet, FirstSeen: st.FirstSeen, LastSeen: st.LastSeen,
+		Suggestion: api.Suggestion{Name: s.Name, Subnet: s.Subnet, Address: text(s.Address)},
 	}
 }
 

@@ -53,7 +53,7 @@ func (s *Server) machineRoutes(doc huma.API) {
 	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "list-boots", Method: http.MethodGet, Path: "/machines/{machine}/boots", Tags: tags,
 		Summary: "List the last boots of a machine", Description: "Newest first, each with the time of its steps."}, s.listBoots, http.StatusNotFound)
 	register(s, doc, needs{read, rackWide, looks}, huma.Operation{OperationID: "list-discovered", Method: http.MethodGet, Path: "/discovered", Tags: tags,
-		Summary: "List NICs that belong to no machine", Description: "The one seen last first."}, s.listDiscovered)
+		Summary: "List NICs that belong to no machine", Description: "The one seen last first. Each with a suggestion how to register it: see create-machine and adopt-machine."}, s.listDiscovered)
 }
 
 func (s *Server) listMachines(ctx context.Context, in *struct {
@@ -384,12 +384,16 @@ func (s *Server) listDiscovered(ctx context.Context, _ *struct{}) (*struct{ Body
 	}
 	out := &struct{ Body api.List[api.Stranger] }{}
 	out.Body.Items = make([]api.Stranger, 0, len(list)) // the inventory bounds them
-	for _, st := range list {
+	suggested, err := s.inv.Suggest(ctx, list)
+	if err != nil {
+		return nil, err
+	}
+	for i, st := range list {
 		code, err := s.inv.AdoptionCode(ctx, st.MAC)
 		if err != nil {
 			return nil, err
 		}
-		out.Body.Items = append(out.Body.Items, strangerOf(st, code))
+		out.Body.Items = append(out.Body.Items, strangerOf(st, code, &suggested[i]))
 	}
 	return out, nil
 }

@@ -142,6 +142,8 @@ type Transfers interface {
 // Discovered are the NICs seen that belong to nobody, the one seen last first.
 type Discovered interface {
 	Strangers(ctx context.Context) ([]inventory.Stranger, error)
+	// Suggest returns how each could be registered, no two with the same name or address.
+	Suggest(ctx context.Context, list []inventory.Stranger) ([]inventory.Suggestion, error)
 	// AdoptionCode is what the console of one shows.
 	AdoptionCode(ctx context.Context, mac inventory.MAC) (string, error)
 	// StrangerByCode finds the one whose console shows a code, or ErrNotFound.

@@ -119,3 +119,27 @@ func TestAddresses(t *testing.T) {
 	r.must(404, "GET", "/api/v1/subnets/near/addresses", "", nil)
 	r.must(422, "GET", "/api/v1/subnets/rack/addresses?after=x", "", nil)
 }
+
+// TestDiscoveredSuggests: a discovered NIC comes with what to register it as, and
+// registered so it is that.
+func TestDiscoveredSuggests(t *testing.T) {
+	r := seed(t, Config{})
+	for i := range 2 {
+		e := inventory.Event{Kind: inventory.Solicited, MAC: inventory.MAC("52:54:00:00:00:1" + string(rune('0'+i))), Client: inventory.FirmwarePXE, Subnet: "rack"}
+		if _, err := r.keeper.Record(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got api.List[api.Stranger]
+	r.must(200, "GET", "/api/v1/discovered", "", &got)
+	if len(got.Items) != 2 || got.Items[0].Suggestion.Name != "cp-2" || got.Items[1].Suggestion.Name != "cp-3" || got.Items[0].Suggestion.Subnet != "rack" {
+		t.Fatalf("%+v", got)
+	}
+	for _, st := range got.Items {
+		var m api.Machine
+		r.must(201, "POST", "/api/v1/machines", mustJSON(t, api.MachineSpec{Name: st.Suggestion.Name, MACs: []string{st.MAC}, Role: "worker", Address: st.Suggestion.Address}), &m)
+		if m.Address != st.Suggestion.Address || m.Address == "" {
+			t.Errorf("%+v became %+v", st, m)
+		}
+	}
+}

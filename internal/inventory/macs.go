@@ -33,6 +33,17 @@ func (m *macs) owner(mac MAC) string {
 	return m.owners[mac]
 }
 
+// machines is the set of names of all registered machines: each has a MAC.
+func (m *macs) machines() map[string]bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	names := make(map[string]bool, len(m.owners))
+	for _, name := range m.owners {
+		names[name] = true
+	}
+	return names
+}
+
 // reread takes over what is stored of the MACs that were written. Commits come
 // back in any order, so that what they wrote is not taken at its word.
 func (m *macs) reread(store Store, writes []Write) {

@@ -213,8 +213,17 @@ func (k *Keeper) place(ctx context.Context, m *Machine, old netip.Addr, seenOn s
 	if err != nil {
 		return err
 	}
-	m.Address, err = Allocate(s.Machines, m.Name, func(a netip.Addr) (bool, error) {
-		if s.Reserves(a) || k.inUse(m, a) != nil {
+	if m.Address, err = k.allocate(ctx, s, m, nil); err != nil {
+		return &FieldError{Field: "address", Problem: fmt.Sprintf("subnet %s: %v", s.Name, err), Fix: "give an address, or enlarge the subnet's machines range; those of removed machines are free when a lease would have ended", Err: ErrFull}
+	}
+	return nil
+}
+
+// allocate finds an address for m in a subnet that is free, and not among others that
+// are spoken for.
+func (k *Keeper) allocate(ctx context.Context, s *Subnet, m *Machine, others map[netip.Addr]bool) (netip.Addr, error) {
+	return Allocate(s.Machines, m.Name, func(a netip.Addr) (bool, error) {
+		if others[a] || s.Reserves(a) || k.inUse(m, a) != nil {
 			return true, nil
 		}
 		_, err := k.store.Get(ctx, Key{BucketAddresses, a.String()})
@@ -223,10 +232,6 @@ func (k *Keeper) place(ctx context.Context, m *Machine, old netip.Addr, seenOn s
 		}
 		return true, err
 	})
-	if err != nil {
-		return &FieldError{Field: "address", Problem: fmt.Sprintf("subnet %s: %v", s.Name, err), Fix: "give an address, or enlarge the subnet's machines range; those of removed machines are free when a lease would have ended", Err: ErrFull}
-	}
-	return nil
 }
 
 // subnetFor chooses where a machine without an address gets one.

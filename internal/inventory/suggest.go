@@ -1,0 +1,110 @@
+package inventory
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Suggestion is how a stranger could be registered.
+type Suggestion struct {
+	Name    string
+	Subnet  string     // empty: it was seen on none that there is
+	Address netip.Addr // invalid: the subnet has none to allocate. Nothing is reserved
+}
+
+// Suggest returns a name and an address for each of a list of strangers, no two the
+// same. The address is the one that registering would allocate.
+//
+// The name is the port that a relay heard the stranger on, where that is one as people
+// give them, such as rack3-u7: a DNS label with a letter, a hyphen and a number at its
+// end, of this stranger only. Else it is the next of the numbered names that most
+// machines have: w-7 after w-6, w-07 after w-06; node-1 is the first where there are
+// none.
+func (k *Keeper) Suggest(ctx context.Context, list []Stranger) ([]Suggestion, error) {
+	taken := k.macs.machines()
+	next := numbered(taken)
+	ports := map[string]int{}
+	for i := range list {
+		ports[list[i].Port]++
+	}
+	promised := map[netip.Addr]bool{}
+	out := make([]Suggestion, len(list))
+	for i := range list {
+		st, s := &list[i], &out[i]
+		if s.Name = st.Port; ports[st.Port] > 1 || !namesPort(st.Port) || taken[st.Port] {
+			for s.Name = next(); taken[s.Name]; {
+				s.Name = next()
+			}
+		}
+		taken[s.Name] = true
+		subnets := k.Subnets()
+		at := slices.IndexFunc(subnets, func(n Subnet) bool { return n.Name == st.Subnet })
+		if at < 0 {
+			continue
+		}
+		s.Subnet = st.Subnet
+		address, err := k.allocate(ctx, &subnets[at], &Machine{Name: s.Name, MACs: []MAC{st.MAC}}, promised)
+		switch {
+		case errors.Is(err, ErrFull):
+			continue
+		case err != nil:
+			return nil, err
+		}
+		s.Address, promised[address] = address, true
+	}
+	return out, nil
+}
+
+// namesPort reports whether people gave a port its name.
+func namesPort(port string) bool {
+	_, number := cutNumber(port)
+	return number != "" && strings.Contains(port, "-") && strings.ContainsFunc(port, func(r rune) bool { return r >= 'a' && r <= 'z' }) && CheckName("port", port) == nil
+}
+
+// cutNumber splits a name before the number at its end, which is empty if it has none
+// of at most nine digits.
+func cutNumber(name string) (stem, number string) {
+	stem = strings.TrimRight(name, "0123456789")
+	if number = name[len(stem):]; len(number) > 9 || stem == "" {
+		return name, ""
+	}
+	return stem, number
+}
+
+// numbered returns the names that come after the numbered ones which most have; of
+// two stems that as many have, after the one that sorts last: w- and not cp-.
+func numbered(names map[string]bool) (next func() string) {
+	type series struct{ count, highest, width int }
+	of := map[string]*series{"node-": {}}
+	for name := range names {
+		stem, number := cutNumber(name)
+		n, err := strconv.Atoi(number)
+		if err != nil || len(stem) > 40 {
+			continue
+		}
+		s := of[stem]
+		if s == nil {
+			s = &series{}
+			of[stem] = s
+		}
+		if s.count++; n >= s.highest {
+			s.highest = n
+			s.width = len(number)
+		}
+	}
+	stem := slices.MaxFunc(slices.Collect(maps.Keys(of)), func(a, b string) int {
+		return cmp.Or(cmp.Compare(of[a].count, of[b].count), cmp.Compare(a, b))
+	})
+	s := of[stem]
+	return func() string {
+		s.highest++
+		return fmt.Sprintf("%s%0*d", stem, s.width, s.highest)
+	}
+}
