@@ -59,8 +59,10 @@ type State struct {
 
 // Plan is what the machine will be told when it boots.
 type Plan struct {
-	Action string `json:"action" enum:"hold,install,wipe,disk"`
-	Reason string `json:"reason"`
+	Action   string `json:"action" enum:"hold,install,wipe,disk"`
+	Reason   string `json:"reason"`
+	Image    string `json:"image,omitempty" doc:"Boot image that it would netboot, version/schematic/arch; absent: it has no cluster" example:"v1.13.6/default/amd64"`
+	Imported bool   `json:"imported,omitempty" doc:"That image is there"`
 }
 
 // Facts is what was learnt from the machine.

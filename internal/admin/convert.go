@@ -87,7 +87,7 @@ func (s *Server) machineOf(v inventory.View) api.Machine {
 		Created:     v.Machine.Created,
 		Rev:         v.Machine.Rev,
 		Phase:       stateOf(s.cfg.Patience.PhaseOf(v, s.cfg.Now())),
-		Plan:        api.Plan{Action: string(plan.Action), Reason: plan.Reason},
+		Plan:        api.Plan{Action: string(plan.Action), Reason: plan.Reason, Image: v.Wanted, Imported: v.Image != nil},
 		Facts: api.Facts{
 			Arch: string(f.Arch), UUID: f.UUID, Serial: f.Serial,
 			FirstSeen: f.FirstSeen, LastSeen: f.LastSeen, DeclinedAt: f.DeclinedAt,

@@ -18,7 +18,7 @@ func TestRequests(t *testing.T) {
 		status                   int
 		want                     []string // in the body
 	}{
-		{"show", "GET", "/machines/cp-1", "", nil, 200, []string{`"name":"cp-1"`, `"macs":["52:54:00:12:34:56"]`, `"phase":{"phase":"registered"`, `"plan":{"action":"hold","reason":"boot image`, `"address":"2001:db8::1`}},
+		{"show", "GET", "/machines/cp-1", "", nil, 200, []string{`"name":"cp-1"`, `"macs":["52:54:00:12:34:56"]`, `"phase":{"phase":"registered"`, `"plan":{"action":"hold","reason":"boot image`, `is not imported","image":"v1.13.6/default/amd64"}`, `"address":"2001:db8::1`}},
 		{"show by MAC with dots", "GET", "/machines/5254.0012.3456", "", nil, 200, []string{`"name":"cp-1"`}},
 		{"show by MAC, escaped", "GET", "/machines/52%3A54%3A00%3A12%3A34%3A56", "", nil, 200, []string{`"name":"cp-1"`}},
 		{"show nobody", "GET", "/machines/cp-9", "", nil, 404, []string{`"status":404`, `machine \"cp-9\": not found`}},
