@@ -684,6 +684,14 @@ func (c *Client) CheckReimage(ctx context.Context, machine string, body api.Reim
 	}, edit)
 }
 
+// GetSettings is GET /api/v1/settings: Show what provisiond runs with.
+func (c *Client) GetSettings(ctx context.Context, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method: http.MethodGet,
+		path:   path("/api/v1/settings"),
+	}, edit)
+}
+
 // Status is GET /api/v1/status: The rack at a glance.
 func (c *Client) Status(ctx context.Context, edit ...Edit) (*http.Response, error) {
 	return c.send(ctx, request{

@@ -54,6 +54,8 @@ type Config struct {
 	Transfers Transfers
 	// Running asks machines what they run and gives them other configs; nil: nobody does.
 	Running Running
+	// Settings are those that the daemon runs with; nil: they are not told.
+	Settings func() api.Settings
 	// Metrics answers with what is counted, in Prometheus' format; nil: nothing is.
 	Metrics http.Handler
 	// Pages makes what answers browsers, over TLS only, at all paths that are not the
@@ -206,6 +208,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	s.explainRoutes(doc)
 	s.rackRoutes(doc)
 	s.subnetRoutes(doc)
+	s.settingsRoutes(doc)
 	s.metricsRoute(doc)
 	s.accessRoutes(doc)
 	s.auditRoutes(doc)

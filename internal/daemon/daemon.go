@@ -194,8 +194,6 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	operator := admin.New(admin.Config{Version: o.Version, Trail: d.trail, CA: authority, ForeignClients: cfg.ClientCA != "", Hosts: cfg.hosts(), DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Transfers: boot, Running: machines, Pages: pages, Metrics: d.showMetrics()},
-		operators{keeper, logs}, d.configs, guard, uploads{blobs}, component(o.Log, "api"))
 	apiLog := component(o.Log, "api")
 	shown, clients, err := cfg.certificates(func(err error) {
 		apiLog.Error().Err(err).Msg("the certificate of the API stays as it was")
@@ -203,6 +201,12 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
+	told := settings{d: d, urls: urls, authority: authority, shown: shown}
+	if sealed, ok := store.(database); ok {
+		told.keyID = sealed.key
+	}
+	operator := admin.New(admin.Config{Version: o.Version, Trail: d.trail, CA: authority, ForeignClients: cfg.ClientCA != "", Hosts: cfg.hosts(), DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Transfers: boot, Running: machines, Pages: pages, Metrics: d.showMetrics(), Settings: told.tell},
+		operators{keeper, logs}, d.configs, guard, uploads{blobs}, component(o.Log, "api"))
 	d.count(certificateCounts{authority, shown})
 	for _, l := range sockets.api {
 		if l.Addr().Network() != "unix" {

@@ -65,13 +65,14 @@ func openSealed(ctx context.Context, path string, o boltstore.Options, key *give
 	if err != nil {
 		return nil, errors.Join(explainKey(fmt.Errorf("database %s: %w", path, err), key), raw.Close())
 	}
-	return database{store, raw}, nil
+	return database{store, raw, key.Recipient()}, nil
 }
 
 // database is a sealed database with the metrics of the file that it is in.
 type database struct {
 	inventory.Store
 	counts
+	key string // public half of the one that it is sealed to
 }
 
 // firstKey makes the key of a database that is not sealed, or does not exist yet.
