@@ -121,32 +121,40 @@ func (p *Pages) rack(r *http.Request) (*page, error) {
 }
 
 // liveRack keeps the summary up to date, and of the list the phases and reasons; the
-// whole list when other machines are in it, or other things are said of them.
+// whole list when other machines are in it, or other things are said of them. A large rack
+// is looked at again whenever a glance at it is due.
 func (p *Pages) liveRack(r *http.Request) (liveParts, error) {
 	q := rackQueryOf(r)
-	var g *glance
-	var all, listed machines
-	first := true
+	g, err := p.glance(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	var all, listed machines = polled{p, rackQuery{}}, polled{p, q}
+	small := g.status.Machines <= maxPicture
+	if small {
+		all = p.follow(r.Context(), rackQuery{})
+		if listed = all; q.Filtered() {
+			listed = p.follow(r.Context(), q)
+		}
+	}
+	var parts []part
 	return func(ctx context.Context) ([]part, error) {
-		if g == nil || p.now().Sub(g.at) >= glanceLife {
-			newer, err := p.glance(ctx)
-			if err != nil {
+		due := p.now().Sub(g.at) >= g.life
+		if due {
+			if g, err = p.glance(ctx); err != nil {
 				return nil, err
 			}
-			g = newer
 		}
-		if all == nil {
-			all, listed = polled{p, rackQuery{}}, polled{p, q}
+		if parts != nil && !small && !due {
+			return parts, nil
 		}
 		data, err := rackOf(ctx, q, g, all, listed)
 		if err != nil {
 			return nil, err
 		}
-		parts := data.parts()
-		if first && data.same() == r.FormValue("rows") {
-			parts[1].shown = true // by the page itself, where somebody may have chosen some of them already
-		}
-		first = false
+		known := parts == nil && data.same() == r.FormValue("rows")
+		parts = data.parts()
+		parts[1].shown = known // by the page itself, where somebody may have chosen some of them already
 		return parts, nil
 	}, nil
 }
@@ -173,12 +181,10 @@ func (d *rackData) same() string {
 // glance is what is asked for now and then only: it is about the whole rack.
 type glance struct {
 	at      time.Time
+	life    time.Duration // how old it may be while a page is kept up to date
 	status  api.Status
 	waiting int
 }
-
-// glanceLife is how old a glance may be while a page is kept up to date.
-const glanceLife = 10 * time.Second
 
 func (p *Pages) glance(ctx context.Context) (*glance, error) {
 	g := &glance{at: p.now()}
@@ -195,6 +201,8 @@ func (p *Pages) glance(ctx context.Context) (*glance, error) {
 		names[a.Machine] = true
 	}
 	g.waiting = len(names)
+	// So that the glances of one page take no more than a fiftieth of a core.
+	g.life = max(10*time.Second, 50*p.now().Sub(g.at))
 	return g, nil
 }
 

@@ -30,7 +30,7 @@ import (
 // site is the pages on the API's real TLS socket, over a real Keeper with two clusters,
 // a machine in each that waits to be approved, and one that failed with markup.
 type site struct {
-	t      *testing.T
+	t      testing.TB
 	keeper *inventory.Keeper
 	trail  *trail
 	ca     *ca.CA
@@ -64,7 +64,7 @@ const (
 
 const markup = `<script>alert(1)</script>`
 
-func newSite(t *testing.T, oidc *OIDC) *site {
+func newSite(t testing.TB, oidc *OIDC) *site {
 	t.Helper()
 	s := &site{t: t, logs: &lockedBuffer{}}
 	subnet := inventory.Subnet{

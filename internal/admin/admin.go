@@ -35,7 +35,7 @@ type Config struct {
 	Version string
 	// MaxBlob is the largest boot file that can be uploaded, in bytes. 0: 1 GiB.
 	MaxBlob int64
-	// MaxWatchers is how many may follow the events at once. 0: 64.
+	// MaxWatchers is how many may follow the events at once. 0: 256.
 	MaxWatchers int
 	// Trail is where it is kept who did what. nil: nowhere.
 	Trail Trail
@@ -92,7 +92,7 @@ func New(cfg Config, inv Inventory, talos Talos, guards Guards, blobs Blobs, log
 		cfg.MaxBlob = 1 << 30
 	}
 	if cfg.MaxWatchers == 0 {
-		cfg.MaxWatchers = 64
+		cfg.MaxWatchers = 256
 	}
 	if cfg.Patience == nil {
 		cfg.Patience = inventory.DefaultPatience()

@@ -29,7 +29,7 @@ import (
 
 // Chromium is a real browser that trusts one site and is used with the keyboard only.
 type Chromium struct {
-	t    *testing.T
+	t    testing.TB
 	ctx  context.Context
 	Base string // https://ADDRESS of the site
 }
@@ -37,7 +37,7 @@ type Chromium struct {
 // New starts one with a fresh profile, for the site at an address whose certificate one of
 // these CAs vouches for. What it complains about, such as a breach
 // of the policy of a page, and what it asks of anybody but these hosts, fails the test.
-func New(t *testing.T, addr string, trusted *x509.CertPool, hosts ...string) *Chromium {
+func New(t testing.TB, addr string, trusted *x509.CertPool, hosts ...string) *Chromium {
 	t.Helper()
 	path, err := exec.LookPath("chromium")
 	if err != nil {
@@ -89,12 +89,22 @@ func New(t *testing.T, addr string, trusted *x509.CertPool, hosts ...string) *Ch
 			t.Errorf("Chromium: %v %q", err, complaints)
 		}
 	})
-	c.Do(call(emulation.SetFocusEmulationEnabled, emulation.SetFocusEmulationEnabledParams{Enabled: true}))
+	c.Do(Call(emulation.SetFocusEmulationEnabled, emulation.SetFocusEmulationEnabledParams{Enabled: true}))
 	return c
 }
 
-// call is a command of the DevTools protocol as an action.
-func call[P, R any](command cdp.Command[P, R], params P) chromedp.Action[chromedp.Void] {
+// Ask sends a command of the DevTools protocol and returns its answer.
+func Ask[P, R any](c *Chromium, command cdp.Command[P, R], params P) R {
+	c.t.Helper()
+	answer, err := chromedp.Run(c.ctx, chromedp.Action[R](func(ctx context.Context, t *chromedp.Target) (R, error) { return cdp.Call(ctx, t, command, params) }))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return answer
+}
+
+// Call is a command of the DevTools protocol as an action.
+func Call[P, R any](command cdp.Command[P, R], params P) chromedp.Action[chromedp.Void] {
 	return func(ctx context.Context, t *chromedp.Target) (chromedp.Void, error) {
 		_, err := cdp.Call(ctx, t, command, params)
 		return chromedp.Void{}, err
@@ -154,7 +164,7 @@ func (c *Chromium) Shoot(name string) {
 	c.t.Helper()
 	for _, scheme := range []string{"light", "dark"} {
 		for _, width := range []int64{1100, 360} {
-			c.Do(call(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}}), chromedp.EmulateViewport(width, 800))
+			c.Do(Call(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}}), chromedp.EmulateViewport(width, 800))
 			if over := Eval[int](c, "document.documentElement.scrollWidth - innerWidth"); over > 0 {
 				c.t.Errorf("%s, %d wide: %d pixels stick out", name, width, over)
 			}
