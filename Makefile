@@ -63,7 +63,7 @@ e2e:
 	$(GO) test -tags e2e -count=1 -timeout 30m -v ./internal/e2e
 
 bench:
-	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./internal/...  ./web
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./internal/... ./web
 
 generate:
 	@mkdir -p bin
