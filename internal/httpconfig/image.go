@@ -66,9 +66,10 @@ func (s *Server) image(w *transfer, r *http.Request) {
 			Int64("bytes", w.sent.Load()).Int64("of", blob.Size).Str("reason", "the machine hung up or stopped reading").Msg("image broken off")
 		return
 	}
-	s.record(ctx, inventory.Event{Kind: kind, MAC: mac, Machine: view.Machine.Name, Boot: boot, Peer: peerOf(r)})
+	took := time.Since(start)
+	s.record(ctx, inventory.Event{Kind: kind, MAC: mac, Machine: view.Machine.Name, Boot: boot, Peer: peerOf(r), Took: took})
 	s.log.Info().Str("machine", view.Machine.Name).Str("mac", string(mac)).Str("image", id).Str("event", string(kind)).
-		Int64("bytes", w.sent.Load()).Dur("took", time.Since(start)).Msg("image served")
+		Int64("bytes", w.sent.Load()).Dur("took", took).Msg("image served")
 }
 
 // reader is the machine, and its boot, that the URL names, if the peer is it.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"path"
+	"time"
 
 	"github.com/provisiond/provisiond/internal/inventory"
 )
@@ -33,10 +34,12 @@ func (s *Server) loader(w *transfer, r *http.Request) {
 	default:
 		w.Header().Set("Content-Type", "application/octet-stream")
 	}
+	start := time.Now()
 	http.ServeContent(w, r, "", st.ModTime(), content)
 	if path.Ext(name) != ".efi" || r.Method != http.MethodGet || !w.whole(st.Size()) {
 		return
 	}
+	took := time.Since(start)
 	peer := peerOf(r)
 	machine := ""
 	view, err := s.Inventory.MachineByAddress(r.Context(), peer)
@@ -44,7 +47,7 @@ func (s *Server) loader(w *transfer, r *http.Request) {
 	case err == nil && view.Machine != nil:
 		machine = view.Machine.Name
 		s.record(r.Context(), inventory.Event{
-			Kind: inventory.LoaderServed, MAC: nicAt(view.Machine, peer), Machine: machine, Peer: peer, Message: name + " over HTTP",
+			Kind: inventory.LoaderServed, MAC: nicAt(view.Machine, peer), Machine: machine, Peer: peer, Message: name + " over HTTP", Took: took,
 		})
 	case err != nil && !errors.Is(err, inventory.ErrNotFound):
 		s.log.Error().Err(err).Stringer("peer", peer).Msg("cannot look up the machine that read a loader")

@@ -85,19 +85,22 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 		}
 		return first(&b.Offered, e.Time) || set(&b.Plan, e.Plan)
 	case LoaderServed:
-		if b := changeBoot(f, e); b != nil {
-			return first(&b.Loader, e.Time)
+		if b := changeBoot(f, e); b != nil && first(&b.Loader, e.Time) {
+			b.LoaderTook = e.Took
+			return true
 		}
 	case ScriptServed:
 		tells = seen(f, e)
 		return scriptServed(f, e) || tells
 	case KernelServed:
-		if b := changeBoot(f, e); b != nil {
-			return first(&b.Kernel, e.Time)
+		if b := changeBoot(f, e); b != nil && first(&b.Kernel, e.Time) {
+			b.KernelTook = e.Took
+			return true
 		}
 	case InitramfsServed:
-		if b := changeBoot(f, e); b != nil {
-			return first(&b.Initramfs, e.Time)
+		if b := changeBoot(f, e); b != nil && first(&b.Initramfs, e.Time) {
+			b.InitramfsTook = e.Took
+			return true
 		}
 	case ConfigServed:
 		if b := changeBoot(f, e); b != nil {

@@ -133,6 +133,15 @@ func TestApply(t *testing.T) {
 
 // TestDiskIsKnownFromTheSolicit: firmware that is sent to its disk leaves at
 // the Advertise, so that nothing more is heard of it before its API.
+// TestTransfersTook: how long the first whole read of a file took is kept with its time.
+func TestTransfersTook(t *testing.T) {
+	v := story(t, registered(), solicit(1), Event{Kind: LoaderServed, Took: 1}, Event{Kind: ScriptServed, Plan: Install},
+		Event{Kind: KernelServed, Took: 2}, Event{Kind: KernelServed, Took: 20}, Event{Kind: InitramfsServed, Took: 3}, Event{Kind: LoaderServed, Took: 10})
+	if b := v.Facts.Current(); b.LoaderTook != 1 || b.KernelTook != 2 || b.InitramfsTook != 3 || b.Kernel != t0.Add(3*time.Second) {
+		t.Errorf("kept is %+v", b)
+	}
+}
+
 func TestDiskIsKnownFromTheSolicit(t *testing.T) {
 	v := story(t, registered(), append(netboot(), solicit(9))...)
 	if s := DefaultPatience().PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseBooting {

@@ -131,8 +131,10 @@ type Event struct {
 	Mode   ConfigMode `json:"mode,omitempty"`  // that the config was applied in
 	Stage  Stage      `json:"stage,omitempty"`
 	Ready  bool       `json:"ready,omitempty"`
-	Error  string     `json:"error,omitempty"`
-	Epoch  uint64     `json:"epoch,omitempty"`
+	// Took is how long the machine took to read a file to its end.
+	Took  time.Duration `json:"took,omitempty"`
+	Error string        `json:"error,omitempty"`
+	Epoch uint64        `json:"epoch,omitempty"`
 
 	// Left is the cluster that the machine belonged to until it was removed, or changed to
 	// another.

@@ -131,6 +131,11 @@ type Boot struct {
 	Config    time.Time `json:"config,omitzero"`
 	API       time.Time `json:"api,omitzero"`
 	Ready     time.Time `json:"ready,omitzero"`
+	// LoaderTook, KernelTook and InitramfsTook are how long it took to read them, up to
+	// the times above; 0: it is not known.
+	LoaderTook    time.Duration `json:"loaderTook,omitempty"`
+	KernelTook    time.Duration `json:"kernelTook,omitempty"`
+	InitramfsTook time.Duration `json:"initramfsTook,omitempty"`
 	// Plan is what was decided when the script, or the refusal, went out.
 	Plan Action `json:"plan,omitempty"`
 	// Order is the install order this boot serves, 0 for none.

@@ -181,14 +181,14 @@ func (s *Server) send(ctx context.Context, asked string, to io.ReaderFrom) error
 		log.Warn().Str("file", name).Int64("bytes", sent).Str("reason", err.Error()).Msg("TFTP transfer failed")
 	default:
 		outcome = complete
-		log.Info().Str("file", name).Int64("bytes", sent).Dur("took", took).Str("machine", s.served(ctx, peer, name)).Msg("TFTP file served")
+		log.Info().Str("file", name).Int64("bytes", sent).Dur("took", took).Str("machine", s.served(ctx, peer, name, took)).Msg("TFTP file served")
 	}
 	return nil // the library has told the peer of any error already
 }
 
-// served records that a loader was read to its end by a machine. It returns the
+// served records that a loader was read to its end by a machine, and how long that took. It returns the
 // machine's name, "" for none.
-func (s *Server) served(ctx context.Context, peer netip.Addr, name string) string {
+func (s *Server) served(ctx context.Context, peer netip.Addr, name string, took time.Duration) string {
 	if path.Ext(name) != ".efi" {
 		return ""
 	}
@@ -211,7 +211,7 @@ func (s *Server) served(ctx context.Context, peer netip.Addr, name string) strin
 		mac = own
 	}
 	_, err = s.inv.Record(ctx, inventory.Event{
-		Time: time.Now(), Kind: inventory.LoaderServed, MAC: mac, Machine: m.Name, Peer: peer, Message: name + " over TFTP",
+		Time: time.Now(), Kind: inventory.LoaderServed, MAC: mac, Machine: m.Name, Peer: peer, Message: name + " over TFTP", Took: took,
 	})
 	if err != nil {
 		s.log.Error().Err(err).Str("machine", m.Name).Msg("cannot record that a loader was read")

@@ -176,7 +176,7 @@ func TestFiles(t *testing.T) {
 							t.Fatal("nothing recorded")
 						}
 						e := k.recorded()[len(k.recorded())-1]
-						if e.Kind != inventory.LoaderServed || e.Machine != "cp-1" || e.Cluster != "" || e.MAC != "52:54:00:00:00:01" || e.Peer != at.Addr() || e.Time.IsZero() {
+						if e.Kind != inventory.LoaderServed || e.Machine != "cp-1" || e.Cluster != "" || e.MAC != "52:54:00:00:00:01" || e.Peer != at.Addr() || e.Time.IsZero() || e.Took <= 0 {
 							t.Errorf("recorded %+v", e)
 						}
 					})
