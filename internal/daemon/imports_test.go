@@ -35,6 +35,7 @@ var ours = map[string][]string{
 	"internal/images":              {"internal/inventory"},
 	"internal/machinelog":          {"internal/inventory"},
 	"internal/talos":               {"internal/inventory"},
+	"internal/tracing":             {"internal/inventory"},
 	"internal/admin":               {"internal/inventory", "api", "internal/audit"},
 	"api":                          nil,
 	"client":                       {"api"},
@@ -57,9 +58,10 @@ var only = []struct {
 	{"github.com/mdlayher/ndp", []string{"internal/ndp"}, "only ndp speaks neighbour discovery"},
 	{"github.com/siderolabs", []string{"internal/talos", "internal/racktest", "internal/e2e"}, "only talos knows machinery"},
 	{"google.golang.org/grpc", []string{"internal/talos", "internal/racktest", "internal/e2e"}, "only talos speaks gRPC"},
+	{"go.opentelemetry.io", []string{"internal/tracing"}, "only tracing knows OpenTelemetry: nothing that serves is instrumented"},
 	{"filippo.io/age", []string{"internal/sealed"}, "only sealed knows what seals"},
 	{"github.com/coreos/go-oidc", []string{"web"}, "only browsers are sent to an issuer"},
-	{"github.com/prometheus", []string{"internal/daemon", "internal/census", "internal/boltstore", "internal/dhcpv6", "internal/tftp", "internal/httpconfig", "internal/talos", "internal/bootstrap", "internal/monitor", "internal/reimage", "internal/rollout"}, "who counts hands out collectors, and the daemon registers them"},
+	{"github.com/prometheus", []string{"internal/daemon", "internal/census", "internal/boltstore", "internal/dhcpv6", "internal/tftp", "internal/httpconfig", "internal/talos", "internal/bootstrap", "internal/monitor", "internal/reimage", "internal/rollout", "internal/tracing"}, "who counts hands out collectors, and the daemon registers them"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd/provisiond"}, "only the command line knows cobra"},
 }
 
