@@ -17,6 +17,7 @@ import (
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/loaders"
 	"github.com/provisiond/provisiond/internal/talos"
+	"github.com/provisiond/provisiond/internal/tracing"
 	"github.com/provisiond/provisiond/web"
 )
 
@@ -58,6 +59,7 @@ type rawConfig struct {
 		Level  string `yaml:"level"`
 		Format string `yaml:"format"`
 	} `yaml:"log"`
+	Tracing rawTracing                        `yaml:"tracing"`
 	Stall   map[inventory.Phase]time.Duration `yaml:"stall"`
 	Subnets []rawSubnet                       `yaml:"subnets"`
 }
@@ -145,6 +147,8 @@ type Config struct {
 	KernelLog string
 	LogLevel  string
 	LogJSON   bool
+	// Tracing is where traces of boots go; nil: nowhere.
+	Tracing *tracing.Config
 	// Stall is how long phases may last.
 	Stall   inventory.Patience
 	Subnets []inventory.Subnet
@@ -225,6 +229,9 @@ func ParseConfig(text []byte) (*Config, error) {
 		return nil, err
 	}
 	c.OIDCSecretFile = raw.API.OIDC.ClientSecretFile
+	if c.Tracing, err = raw.Tracing.config(); err != nil {
+		return nil, err
+	}
 	if c.Loaders == nil {
 		c.Loaders = loaders.Defaults()
 	}
@@ -400,7 +407,7 @@ func (c *Config) reserve() {
 }
 
 // CheckHost compares the config with this host: its interfaces exist, its loaders
-// are UEFI programs for their architecture, its certificates can be read, and its API
+// are UEFI programs for their architecture, its certificates and secrets can be read, and its API
 // is off the rack's interfaces. It opens no socket. Each
 // problem is an *inventory.FieldError; all are joined.
 func (c *Config) CheckHost() error {
@@ -413,7 +420,7 @@ func (c *Config) CheckHost() error {
 	_, err := loaders.New(loaders.Config{Files: c.Loaders})
 	_, _, files := c.certificates(func(error) {})
 	_, secret := c.issuer()
-	return errors.Join(append(errs, err, files, secret, c.offRack())...)
+	return errors.Join(append(errs, err, files, secret, c.checkTracing(), c.offRack())...)
 }
 
 // isHostPort reports whether s is HOST:PORT with a name or an address.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/racktest"
+	"github.com/provisiond/provisiond/internal/tracing"
 )
 
 func TestExampleConfig(t *testing.T) {
@@ -43,7 +44,7 @@ func TestExampleConfig(t *testing.T) {
 	a, b := *shown, *written
 	if a.Data != b.Data || a.Key != b.Key || a.User != b.User || a.HTTPPort != b.HTTPPort || a.HTTPSPort != b.HTTPSPort || a.EventsPort != b.EventsPort || a.DHCPv6Port != b.DHCPv6Port || a.TFTPPort != b.TFTPPort || a.KernelLogPort != b.KernelLogPort || a.KernelLog != b.KernelLog ||
 		a.Socket != b.Socket || a.Listen != b.Listen || a.LogLevel != b.LogLevel || a.LogJSON != b.LogJSON || len(a.Loaders) != len(b.Loaders) ||
-		a.OIDC != nil || b.OIDC != nil || a.Boot[inventory.AMD64] != b.Boot[inventory.AMD64] || !maps.Equal(a.Advertise, b.Advertise) {
+		a.OIDC != nil || b.OIDC != nil || a.Tracing != nil || b.Tracing != nil || a.Boot[inventory.AMD64] != b.Boot[inventory.AMD64] || !maps.Equal(a.Advertise, b.Advertise) {
 		t.Errorf("the defaults shown are not the defaults:\n%+v\n%+v", a, b)
 	}
 }
@@ -128,6 +129,8 @@ func TestBadConfig(t *testing.T) {
 		"NTP IPv4":             {inSubnet("ntp: [192.0.2.1]"), "subnets[0].ntp[0]"},
 		"stall no phase":       {good + "stall: {discovered: 1m}\n", "stall.discovered"},
 		"stall negative":       {good + "stall: {offered: -1m}\n", "stall.offered"},
+		"traces nowhere":       {good + "tracing: {headersFile: /a}\n", "tracing.endpoint"},
+		"traces by gRPC":       {good + "tracing: {endpoint: 'otel.example.org:4317'}\n", "tracing.endpoint"},
 		"NTP no name":          {inSubnet("ntp: [ntp.example.org, 'ntp..org']"), "subnets[0].ntp[1]"},
 		"NTP zone":             {inSubnet("ntp: ['ff05::101%eth0']"), "subnets[0].ntp[0]"},
 	} {
@@ -201,6 +204,7 @@ func TestGoodConfig(t *testing.T) {
 		inSubnet("gateway: 'fe80::1'") + "ports: {http: 0, events: 0, dhcpv6: 0, tftp: 0}\n",
 		inSubnet("ntp: []") + "talos: {proxy: '[2001:db8::3]:3128', kernelLog: 'tcp://[2001:db8::5]:514/'}\n",
 		inSubnet("ntp: []") + "talos: {proxy: 'proxy.example.org:3128', kernelLog: 'udp://log.example.org:514'}\n",
+		inSubnet("ntp: []") + "tracing: {endpoint: 'https://otel.example.org:4318', headersFile: /x, ca: /y}\n",
 		inSubnet("ntp: []") + "loaders: {amd64/my_loader-2.0.efi: /x, arm64/ipxe.efi: /y}\n",
 		"---\n" + inSubnet("ntp: []") + "...\n",
 	} {
@@ -264,6 +268,7 @@ func TestCheckHost(t *testing.T) {
 		"no file":            {Config{Loaders: map[string]string{"amd64/x.efi": dir + "/nosuch"}}, []string{"loaders.amd64/x.efi: "}},
 		"no program":         {Config{Loaders: map[string]string{"amd64/x.efi": text}}, []string{"loaders.amd64/x.efi: "}},
 		"other architecture": {Config{Loaders: map[string]string{"arm64/x.efi": amd64}}, []string{"loaders.arm64/x.efi: "}},
+		"no file of headers": {Config{Tracing: &tracing.Config{Endpoint: "https://[::1]", HeadersFile: dir + "/nosuch"}}, []string{"tracing.headersFile: "}},
 		"both":               {Config{Interfaces: []string{"nosuch0"}, Loaders: map[string]string{"amd64/x.efi": text}}, []string{"interfaces[0]: ", "loaders.amd64/x.efi: "}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -188,6 +188,9 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	numbers := census.New(keeper, cfg.Stall, component(o.Log, "census"))
 	d.run("census", numbers.Run)
 	d.count(bootstraps, watcher, reimages, rolls, numbers)
+	if err := d.trace(cfg, keeper); err != nil {
+		return nil, err
+	}
 	d.run("sweep", func(ctx context.Context) error { return d.sweep(ctx, blobs) })
 	d.run("disk", func(ctx context.Context) error { return watchDisk(ctx, cfg.Data, component(o.Log, "disk")) })
 	pages, err := pagesOf(cfg, component(o.Log, "web"))

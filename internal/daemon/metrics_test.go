@@ -26,6 +26,7 @@ import (
 	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/racktest"
+	"github.com/provisiond/provisiond/internal/tracing"
 )
 
 var update = flag.Bool("update", false, "write docs/metrics.md anew")
@@ -85,6 +86,7 @@ func value(families map[string]*dto.MetricFamily, name string, values ...string)
 func TestMetrics(t *testing.T) {
 	l := newLab(t)
 	l.cfg.Listen = netip.MustParseAddrPort("[::1]:0")
+	l.cfg.Tracing = &tracing.Config{Endpoint: "http://[::1]:1"} // where nobody listens
 	_, stop := l.start(t, nil)
 	before := seriesOf(gather(t, l.daemon))
 	stop()

@@ -125,7 +125,7 @@ func (f *finder) in(written []byte) (found []string) {
 // has to say, and asks the API everything; then it looks through all that was written
 // for every secret that was made.
 func TestSecretsStayInside(t *testing.T) {
-	l := newLab(t)
+	l, traces := traced(t)
 	l.cfg.Listen = netip.MustParseAddrPort("[::1]:0")
 	var said bytes.Buffer
 	d, err := New(t.Context(), Options{Config: l.cfg, Log: zerolog.New(zerolog.SyncWriter(&said)).Level(zerolog.TraceLevel)})
@@ -139,10 +139,12 @@ func TestSecretsStayInside(t *testing.T) {
 	runRack(t, r)
 	verify(t, d.keeper, r)
 	l.checkLogs(t, d.keeper)
+	traces.await(t, "boot", planes+workers)
 
 	const typed = "hunter2-hunter2-hunter2" // what an operator types where it does not belong
 	var secrets finder
 	secrets.add("what was typed", []byte(typed))
+	secrets.add("what the collector of traces is told", []byte("collectors-only"))
 	made, err := bundle()
 	check(t, err)
 	// Certificates and the cluster's id are in every config that is shown; so are the
@@ -243,7 +245,7 @@ func TestSecretsStayInside(t *testing.T) {
 	d, err = New(t.Context(), Options{Config: l.cfg, Log: zerolog.New(&said).Level(zerolog.TraceLevel)})
 	check(t, err)
 	check(t, d.close())
-	written["log"] = said.Bytes()
+	written["log"], written["traces"] = said.Bytes(), traces.all()
 	check(t, filepath.WalkDir(l.dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() || path == former {
 			return err
@@ -252,7 +254,7 @@ func TestSecretsStayInside(t *testing.T) {
 		written[path] = text
 		return err
 	}))
-	for _, want := range []string{"log", "backup", l.cfg.Database(), filepath.Join(l.cfg.Data, "logs", "cp-1.log"), "socket /api/v1/events", "TCP /api/v1/machines/cp-1/config", "TCP /openapi.json", "TCP /metrics"} {
+	for _, want := range []string{"log", "traces", "backup", l.cfg.Database(), filepath.Join(l.cfg.Data, "logs", "cp-1.log"), "socket /api/v1/events", "TCP /api/v1/machines/cp-1/config", "TCP /openapi.json", "TCP /metrics"} {
 		if len(written[want]) < 1000 {
 			t.Errorf("%s is not looked through: %d octets; there are %v", want, len(written[want]), slices.Sorted(maps.Keys(written)))
 		}
