@@ -14,6 +14,7 @@ type Settings struct {
 	Stall      map[string]string  `json:"stall" doc:"How long each phase may last; 0s: as long as it likes" example:"{\"installing\":\"30m0s\"}"`
 	Subnets    []SubnetSettings   `json:"subnets" nullable:"false"`
 	Log        LogSettings        `json:"log"`
+	Tracing    string             `json:"tracing,omitempty" doc:"Collector that traces of boots go to; absent: none"`
 	Expiries   []CertificateUntil `json:"certificates" nullable:"false" doc:"Certificates that nobody renews but people"`
 }
 

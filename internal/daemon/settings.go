@@ -42,6 +42,9 @@ func (s settings) tell() api.Settings {
 		Log:        api.LogSettings{Level: cfg.LogLevel, JSON: cfg.LogJSON},
 		Expiries:   []api.CertificateUntil{{Name: "ca", Expires: s.authority.Expires()}},
 	}
+	if cfg.Tracing != nil {
+		out.Tracing = cfg.Tracing.Endpoint
+	}
 	out.Host.Free, _ = freeSpace(cfg.Data) // 0 says that it cannot be seen
 	if s.shown != nil {
 		out.Expiries = append(out.Expiries, api.CertificateUntil{Name: "api", Expires: s.shown.Expires()})
