@@ -58,10 +58,10 @@ func New(version string, serve ...*cobra.Command) *cobra.Command {
 	global.StringVar(&a.cert, "certificate", os.Getenv(CertificateVariable), "file of a client certificate and its key, to log in with over https; $"+CertificateVariable)
 	root.AddCommand(serve...)
 	for _, cmd := range []*cobra.Command{
-		a.machineCommand(), a.clusterCommand(), a.imageCommand(),
+		a.machineCommand(), a.clusterCommand(), a.imageCommand(), a.subnetCommand(),
 		a.approvalsCommand(), a.approveCommand(), a.adoptCommand(),
 		a.applyCommand(), a.exportCommand(), a.statusCommand(), a.watchCommand(), a.eventsCommand(), a.discoveredCommand(), a.explainCommand(), a.backupCommand(),
-		a.tokenCommand(), a.certificateCommand(), a.caCommand(), a.auditCommand(), a.versionCommand(),
+		a.tokenCommand(), a.certificateCommand(), a.caCommand(), a.auditCommand(), a.settingsCommand(), a.versionCommand(),
 	} {
 		a.complete(cmd)
 		root.AddCommand(cmd)

@@ -39,10 +39,12 @@ func (a *app) complete(cmd *cobra.Command) {
 	clusters := names(a, func(ctx context.Context, c *client.Client) (*http.Response, error) {
 		return c.ListClusters(ctx, client.ListClustersParams{Limit: api.MaxLimit})
 	}, func(c api.Cluster) string { return c.Name })
+	subnets := func(ctx context.Context, c *client.Client) (*http.Response, error) { return c.ListSubnets(ctx) }
 	tokens := func(ctx context.Context, c *client.Client) (*http.Response, error) { return c.ListTokens(ctx) }
 	images := func(ctx context.Context, c *client.Client) (*http.Response, error) { return c.ListImages(ctx) }
 	arguments := map[string]cobra.CompletionFunc{
 		"MACHINE": machines, "CLUSTER": clusters,
+		"SUBNET":                 names(a, subnets, func(s api.Subnet) string { return s.Name }),
 		"TOKEN":                  names(a, tokens, func(t api.Token) string { return t.Name }),
 		"VERSION/SCHEMATIC/ARCH": names(a, images, func(i api.Image) string { return i.ID }),
 	}

@@ -308,7 +308,20 @@ func (a *app) machineConfig() *cobra.Command {
 	cmd := &cobra.Command{Use: "config MACHINE", Short: "Print the Talos config a machine would get now", Args: cobra.ExactArgs(1)}
 	var params client.GetMachineConfigParams
 	cmd.Flags().BoolVar(&params.Secrets, "show-secrets", false, "with its secrets; that is noted in the event log")
+	origins := cmd.Flags().Bool("origins", false, "with where each line comes from before it: base, or a patch of the cluster, the role or the machine")
+	cmd.MarkFlagsMutuallyExclusive("show-secrets", "origins")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if *origins {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			o, err := client.Answer[api.ConfigOrigins](c.GetMachineConfigOrigins(cmd.Context(), args[0]))
+			if err != nil {
+				return err
+			}
+			return writeOrigins(cmd.OutOrStdout(), o.Blocks)
+		}
 		return a.copyText(cmd, "", func(ctx context.Context, c *client.Client) (*http.Response, error) {
 			return c.GetMachineConfig(ctx, args[0], params)
 		})

@@ -30,7 +30,8 @@ func (a *app) machineReimage() *cobra.Command {
 	f.StringVar(&order.Image, "image", "", "Talos to install, VERSION or VERSION/SCHEMATIC")
 	bindDestroy(cmd, &order.DestroyCluster)
 	cancel := f.Bool("cancel", false, "cancel the order instead")
-	for _, of := range []string{"wipe", "graceful", "cluster", "role", "image", "destroy-cluster"} {
+	dry := f.Bool("dry-run", false, "say what the order would come to, and order nothing; fails where it would be refused")
+	for _, of := range []string{"dry-run", "wipe", "graceful", "cluster", "role", "image", "destroy-cluster"} {
 		cmd.MarkFlagsMutuallyExclusive("cancel", of)
 	}
 	out := (&format{"table"}).bind(cmd)
@@ -41,6 +42,9 @@ func (a *app) machineReimage() *cobra.Command {
 		}
 		if f.Changed("graceful") {
 			order.Graceful = graceful
+		}
+		if *dry {
+			return a.foreseeReimage(cmd, c, out, args[0], order)
 		}
 		var m api.Machine
 		if *cancel {
@@ -60,6 +64,37 @@ func (a *app) machineReimage() *cobra.Command {
 		})
 	}
 	return cmd
+}
+
+// foreseeReimage prints what an order would come to.
+func (a *app) foreseeReimage(cmd *cobra.Command, c *client.Client, out *format, machine string, order api.Reimage) error {
+	r, err := client.Answer[api.ReimageCheck](c.CheckReimage(cmd.Context(), machine, order))
+	if err != nil {
+		return err
+	}
+	err = out.print(cmd, r, func(w io.Writer) {
+		for _, p := range r.Problems {
+			pair(w, "refused", p.Message)
+		}
+		pair(w, "its cluster", r.Guard)
+		pair(w, "may be lost", r.Loses)
+		pair(w, "wiped by", map[string]string{"api": "its Talos API", "netboot": "netbooting Talos once"}[r.Via])
+		pair(w, "waits for", r.Waits)
+		pair(w, "wipes", map[string]string{api.WipeSystem: "its system disk", api.WipeAll: "all its disks"}[r.Wipe])
+		for _, f := range r.Changes {
+			pair(w, "changes", fmt.Sprintf("%s: %v → %v", f.Field, f.From, f.To))
+		}
+		pair(w, "then", strings.TrimSuffix(r.Role+" of "+r.Cluster, " of "))
+		pair(w, "image", r.Image)
+		if r.Image != "" && !r.Imported {
+			pair(w, "missing", "that image is not imported")
+		}
+		describeInstall(w, r.Install)
+	})
+	if err == nil && !r.OK {
+		err = fmt.Errorf("%s would not be reimaged", r.Machine)
+	}
+	return err
 }
 
 // bindDestroy adds the flag that says that a cluster may be lost.
