@@ -60,7 +60,7 @@ func (s *Server) machineLogs(ctx context.Context, in *logsInput) (*huma.StreamRe
 		return s.cfg.Logs.Tail(name, in.Limit)
 	}
 	if in.Follow {
-		return s.followLogs(ctx, name, first)
+		return s.followLogs(ctx, name, after, first)
 	}
 	lines, err := first()
 	if err != nil {
@@ -77,7 +77,8 @@ func (s *Server) machineLogs(ctx context.Context, in *logsInput) (*huma.StreamRe
 	}}, nil
 }
 
-func (s *Server) followLogs(ctx context.Context, machine string, first func() ([]api.LogLine, error)) (*huma.StreamResponse, error) {
+// followLogs streams what first returns, and then what comes after it; nothing: after an id.
+func (s *Server) followLogs(ctx context.Context, machine string, last uint64, first func() ([]api.LogLine, error)) (*huma.StreamResponse, error) {
 	leave, err := s.follower()
 	if err != nil {
 		return nil, err
@@ -93,7 +94,7 @@ func (s *Server) followLogs(ctx context.Context, machine string, first func() ([
 			leave()
 		}()
 		_, w := humachi.Unwrap(hctx)
-		read, last := first, uint64(0)
+		read := first
 		err := s.pump(ctx, w, wake, func() (buf []byte, more bool, err error) {
 			lines, err := read()
 			for i := range lines {
