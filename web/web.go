@@ -68,10 +68,12 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 	}
 	mux := http.NewServeMux()
 	for pattern, row := range map[string]shown{
-		"GET /{$}":             {inventory.AccessRead, p.rack},
-		"GET /approve":         {inventory.AccessOperate, p.approve},
-		"GET /approve/confirm": {inventory.AccessOperate, p.confirm},
-		"POST /approve":        {inventory.AccessOperate, p.decide},
+		"GET /{$}":                          {inventory.AccessRead, p.rack},
+		"GET /approve":                      {inventory.AccessOperate, p.approve},
+		"GET /approve/confirm":              {inventory.AccessOperate, p.confirm},
+		"POST /approve":                     {inventory.AccessOperate, p.decide},
+		"GET /machines/{name}":              {inventory.AccessRead, p.machine},
+		"POST /machines/{name}/acknowledge": {inventory.AccessOperate, p.acknowledge},
 	} {
 		mux.HandleFunc(pattern, p.toPeople(row.role, row.show))
 	}
@@ -79,7 +81,8 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 		page  string
 		begin func(*http.Request) (liveParts, error)
 	}{
-		"GET /live": {"rack", p.liveRack},
+		"GET /live":                 {"rack", p.liveRack},
+		"GET /machines/{name}/live": {"machine", p.liveMachine},
 	} {
 		mux.HandleFunc(pattern, p.toWatchers(row.page, row.begin))
 	}
@@ -122,6 +125,7 @@ type page struct {
 	data        any
 	status      int    // 0: 200
 	live        string // where its parts are kept up to date; empty: they are not
+	to          string // where what was done shows, instead of all this
 }
 
 // view is what every template has.
@@ -155,6 +159,10 @@ func (p *Pages) toPeople(role inventory.Access, show func(*http.Request) (*page,
 		}
 		if err != nil {
 			p.refuse(w, r, err)
+			return
+		}
+		if answer.to != "" {
+			http.Redirect(w, r, answer.to, http.StatusSeeOther)
 			return
 		}
 		p.write(w, r, answer)

@@ -36,6 +36,7 @@ type site struct {
 	ca     *ca.CA
 	addr   string
 	logs   *lockedBuffer
+	hall   *fakeMachines
 	late   atomic.Int64 // how much later it is than it is, in nanoseconds
 }
 
@@ -66,7 +67,7 @@ const markup = `<script>alert(1)</script>`
 
 func newSite(t testing.TB, oidc *OIDC) *site {
 	t.Helper()
-	s := &site{t: t, logs: &lockedBuffer{}}
+	s := &site{t: t, logs: &lockedBuffer{}, hall: &fakeMachines{}}
 	subnet := inventory.Subnet{
 		Name: "rack", Prefix: netip.MustParsePrefix("2001:db8::/64"), Preferred: time.Hour, Valid: 2 * time.Hour,
 		Machines: inventory.Range{First: netip.MustParseAddr("2001:db8::1000"), Last: netip.MustParseAddr("2001:db8::1fff")},
@@ -103,9 +104,9 @@ func newSite(t testing.TB, oidc *OIDC) *site {
 	}
 	now := func() time.Time { return time.Now().Add(time.Duration(s.late.Load())) }
 	logger := zerolog.New(s.logs)
-	server := admin.New(admin.Config{Version: "v0.0.0-test", Trail: s.trail, CA: s.ca, Now: now, Pages: func(a *admin.Server) http.Handler {
+	server := admin.New(admin.Config{Version: "v0.0.0-test", Trail: s.trail, CA: s.ca, Now: now, Logs: s.hall, Transfers: s.hall, Running: s.hall, Pages: func(a *admin.Server) http.Handler {
 		return New(Config{OIDC: oidc, Now: now}, a, logger)
-	}}, s.keeper, nil, nil, nil, logger)
+	}}, s.keeper, fakeTalos{}, fakeGuards{}, nil, logger)
 	ln, err := net.Listen("tcp", "[::1]:0")
 	if err != nil {
 		t.Fatal(err)

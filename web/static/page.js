@@ -1,5 +1,5 @@
-// What the pages do by themselves, beside htmx: say how long ago something was, and
-// choose all rows of a list at once.
+// What the pages do by themselves, beside htmx: say how long ago something was, choose all
+// rows of a list at once, and let go of old lines.
 
 const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
 
@@ -36,6 +36,14 @@ document.addEventListener("DOMContentLoaded", tell);
 document.addEventListener("htmx:afterSwap", tell);
 document.addEventListener("htmx:sseMessage", tell);
 setInterval(tell, 1000);
+
+// A list that is added to keeps its newest lines.
+document.addEventListener("htmx:sseMessage", (e) => {
+	const most = Number(e.target.dataset?.most);
+	while (most > 0 && e.target.children.length > most) {
+		e.target.firstElementChild.remove();
+	}
+});
 
 document.addEventListener("change", (e) => {
 	const name = e.target.dataset?.all;

@@ -1,0 +1,104 @@
+package web
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+
+	"github.com/provisiond/provisiond/internal/browsertest"
+	"github.com/provisiond/provisiond/internal/inventory"
+)
+
+// chromium is a browser in which somebody has logged in.
+func (s *site) chromium(role inventory.Access, clusters ...string) *browsertest.Chromium {
+	s.t.Helper()
+	token := s.token("ada", role, clusters...)
+	c := browsertest.New(s.t, s.addr, s.ca.Pool())
+	c.Do(chromedp.Navigate(c.Base + "/login"))
+	c.Sees("#token:focus")
+	c.Press(token + kb.Enter)
+	c.Sees("#list")
+	return c
+}
+
+// comes waits until a script finds something true.
+func comes(script string) chromedp.Action[chromedp.Void] {
+	return func(ctx context.Context, t *chromedp.Target) (chromedp.Void, error) {
+		_, err := chromedp.Poll[bool](script)(ctx, t)
+		return chromedp.Void{}, err
+	}
+}
+
+// atEnd reports whether a log shows its newest line.
+const atEnd = `(() => { const l = document.querySelector("[aria-labelledby=says] .log").getBoundingClientRect(), n = document.querySelector("[aria-labelledby=says] .log li:last-child").getBoundingClientRect(); return n.bottom <= l.bottom + 1 && n.bottom > l.top })()`
+
+// TestChromiumMachine: from the rack to a machine that boots, live: its steps, its download,
+// and what it says.
+func TestChromiumMachine(t *testing.T) {
+	s := newSite(t, nil)
+	for i := range 300 {
+		s.hall.says("w-2", fmt.Sprintf("line %d of the kernel, which is quite long so that it has to be broken somewhere in a narrow window", i+1))
+	}
+	for range 3 { // what came before
+		s.boots("w-2", inventory.Offered, inventory.LoaderServed, inventory.KernelServed)
+		s.record(inventory.Event{Kind: inventory.Solicited, MAC: "52:54:00:00:00:02", Machine: "w-2", Client: inventory.FirmwarePXE, XID: uint32(time.Now().UnixNano())})
+	}
+	s.boots("w-2", inventory.Offered, inventory.LoaderServed)
+	s.record(inventory.Event{Kind: inventory.ScriptServed, Machine: "w-2", Plan: inventory.Install})
+	s.hall.reading("w-2", inventory.Transfer{Step: "kernel", Sent: 5 << 20, Size: 20 << 20, Started: time.Now()})
+	c := s.chromium(inventory.AccessOperate)
+	c.TabTo(`#list a[href="/machines/w-2"]`)
+	c.Press(kb.Enter)
+	text := c.Sees("tr.running progress")
+	if !strings.Contains(text, "25 %, 5 MiB of 20 MiB") || !strings.Contains(text, "line 300 of") {
+		t.Errorf("%s", text)
+	}
+	c.Shoot("machine")
+	s.hall.reading("w-2", inventory.Transfer{Step: "kernel", Sent: 10 << 20, Size: 20 << 20, Started: time.Now()})
+	c.Sees(`progress[value="10485760"]`)
+	s.hall.says("w-2", "the newest line")
+	c.Do(comes(`document.querySelector("[aria-labelledby=says] .log li:last-child").textContent.includes("the newest line")`))
+	if n := browsertest.Eval[int](c, `document.querySelectorAll("[aria-labelledby=says] .log li").length`); n != 201 {
+		t.Errorf("%d lines", n)
+	}
+	if !browsertest.Eval[bool](c, atEnd) {
+		t.Error("the log does not stay at its end")
+	}
+	c.TabTo("[aria-labelledby=says] .log")
+	c.Press(kb.Home)
+	c.Do(comes("!" + atEnd))
+	for i := range 1900 {
+		s.hall.says("w-2", fmt.Sprintf("flood %d", i))
+	}
+	s.hall.says("w-2", "after the flood")
+	c.Do(comes(`document.querySelector("[aria-labelledby=says] .log li:last-child").textContent.includes("after the flood")`))
+	if n := browsertest.Eval[int](c, `document.querySelectorAll("[aria-labelledby=says] .log li").length`); n != 2000 {
+		t.Errorf("it keeps %d lines", n)
+	}
+	if browsertest.Eval[bool](c, atEnd) {
+		t.Error("the log runs away from who reads it")
+	}
+	s.hall.reading("w-2", inventory.Transfer{})
+	s.boots("w-2", inventory.KernelServed, inventory.InitramfsServed, inventory.ConfigServed)
+	c.Sees("span.phase.installing")
+	c.Sees("tr.running rect.api")
+}
+
+// TestChromiumAlarm: an alarm comes up by itself, and goes once somebody has looked into it.
+func TestChromiumAlarm(t *testing.T) {
+	s := newSite(t, nil)
+	c := s.chromium(inventory.AccessOperate)
+	c.Do(chromedp.Navigate(c.Base + "/machines/w-2"))
+	c.Sees("#boot")
+	s.record(inventory.Event{Kind: inventory.TokenStolen, Machine: "w-2", Peer: s.peer("2001:db8::bad"), Message: "somebody else"})
+	c.Sees(`form[action="/machines/w-2/acknowledge"]`)
+	c.Shoot("machine-alarm")
+	c.TabTo(`form[action="/machines/w-2/acknowledge"] button`)
+	c.Press(kb.Enter)
+	c.Do(chromedp.WaitNotPresent(chromedp.CSS(`form[action="/machines/w-2/acknowledge"]`)))
+}
