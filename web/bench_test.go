@@ -103,14 +103,14 @@ func (x *boots) run(ctx context.Context, rate int) {
 	}
 }
 
-var steps = []inventory.Event{
+var benchSteps = []inventory.Event{
 	{Kind: inventory.Solicited, Client: inventory.FirmwarePXE}, {Kind: inventory.Offered, Plan: inventory.Install}, {Kind: inventory.LoaderServed},
 	{Kind: inventory.ScriptServed, Plan: inventory.Install}, {Kind: inventory.KernelServed}, {Kind: inventory.InitramfsServed}, {Kind: inventory.ConfigServed},
 	{Kind: inventory.Reported, Stage: inventory.StageInstalling},
 }
 
 func (x *boots) next(i int) {
-	e := steps[x.at[i]%len(steps)]
+	e := benchSteps[x.at[i]%len(benchSteps)]
 	e.Machine, e.MAC, e.XID = fmt.Sprintf("m-%04d", i), benchMAC(i), uint32(x.at[i])
 	x.at[i]++
 	x.s.record(e)
