@@ -181,7 +181,7 @@ type Adoption struct {
 
 // Stranger is a NIC that was seen and belongs to no registered machine.
 type Stranger struct {
-	Code      string    `json:"code" doc:"What its console shows, where it waits to be adopted"`
+	Code      string    `json:"code,omitempty" doc:"What its console shows, where it waits to be adopted; absent for who may not adopt it"`
 	MAC       string    `json:"mac"`
 	UUID      string    `json:"uuid,omitempty"`
 	Arch      string    `json:"arch,omitempty"`

@@ -363,6 +363,14 @@ func (c *Client) ListDiscovered(ctx context.Context, edit ...Edit) (*http.Respon
 	}, edit)
 }
 
+// GetDiscovered is GET /api/v1/discovered/{code}: Show the machine that waits to be adopted with a code.
+func (c *Client) GetDiscovered(ctx context.Context, code string, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method: http.MethodGet,
+		path:   path("/api/v1/discovered/%s", code),
+	}, edit)
+}
+
 // AdoptMachine is POST /api/v1/discovered/{code}/adopt: Register a machine that waits to be adopted.
 func (c *Client) AdoptMachine(ctx context.Context, code string, body api.Adoption, edit ...Edit) (*http.Response, error) {
 	return c.send(ctx, request{

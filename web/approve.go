@@ -42,7 +42,12 @@ func (p *Pages) confirm(r *http.Request) (*page, error) {
 	a, err := client.Answer[api.Approval](p.api.GetApproval(r.Context(), code))
 	switch {
 	case err != nil:
-		return nil, err
+		// A console shows either kind of code in the same way.
+		nic, other := client.Answer[api.Stranger](p.api.GetDiscovered(r.Context(), code))
+		if other != nil {
+			return nil, err
+		}
+		return p.adoption(r.Context(), nic, code)
 	case a.State != "waiting":
 		return decided(a), nil
 	case !p.now().Before(a.Expires):

@@ -11,6 +11,14 @@ import (
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
+// logIn types a token at the page that asks for it.
+func logIn(c *browsertest.Chromium, token string) {
+	c.Do(chromedp.Navigate(c.Base + "/login"))
+	c.Sees("#token:focus")
+	c.Press(token + kb.Enter)
+	c.Sees("#rack")
+}
+
 // TestChromium logs in with a token, types a code, approves, and logs out.
 func TestChromium(t *testing.T) {
 	s := newSite(t, nil)

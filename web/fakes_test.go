@@ -126,11 +126,21 @@ type fakeTalos struct {
 	admin.Talos // what no page asks for
 }
 
-func (fakeTalos) Check(_ context.Context, _ *inventory.Cluster, _ []byte, m *inventory.Machine) error {
-	if m == nil {
-		return nil
-	}
+func (fakeTalos) Check(_ context.Context, c *inventory.Cluster, _ []byte, m *inventory.Machine) error {
 	var errs []error
+	if c != nil {
+		for i, p := range c.WorkerPatches {
+			if strings.Contains(p, "mistake:") {
+				errs = append(errs, &inventory.FieldError{Field: fmt.Sprintf("cluster.workerPatches[%d]", i), Problem: `unknown key "mistake"`})
+			}
+			if m != nil && strings.Contains(p, "not for "+m.Name) {
+				errs = append(errs, &inventory.FieldError{Field: fmt.Sprintf("cluster.workerPatches[%d]", i), Problem: "it does not fit"})
+			}
+		}
+	}
+	if m == nil {
+		return errors.Join(errs...)
+	}
 	for i, p := range m.Patches {
 		if strings.Contains(p, "mistake:") {
 			errs = append(errs, &inventory.FieldError{Field: fmt.Sprintf("machine.patches[%d]", i), Problem: `unknown key "mistake"`})
@@ -176,6 +186,18 @@ func (fakeTalos) LastServed(_ context.Context, name string) (text []byte, hash s
 
 func (fakeTalos) Defaults() (talos, kubernetes string, pods, services []netip.Prefix) {
 	return "v1.13.6", "1.36.2", []netip.Prefix{netip.MustParsePrefix("fd00:10:244::/56")}, []netip.Prefix{netip.MustParsePrefix("fd00:10:96::/112")}
+}
+
+func (fakeTalos) NewSecrets(string) ([]byte, error) { return []byte("bundle"), nil }
+
+func (fakeTalos) CheckVersion(string) error { return nil }
+
+func (fakeTalos) Talosconfig(_ context.Context, cluster string) ([]byte, error) {
+	return []byte("context: " + cluster + "\n"), nil
+}
+
+func (fakeTalos) Kubeconfig(_ context.Context, cluster string) ([]byte, error) {
+	return []byte("clusters: " + cluster + "\n"), nil
 }
 
 // fakeGuards keep control planes, but from who says that their cluster may be lost.

@@ -53,11 +53,17 @@ type navLink struct {
 	Here       bool // it is the one that is shown, or holds it
 }
 
+// fieldProblem is what is wrong with a field, as text of an element.
+type fieldProblem struct{ ID, Text string }
+
 // functions are what templates can do beside what Go's own can.
 var functions = template.FuncMap{
 	"join": strings.Join,
 	"link": func(v view, path, text string) navLink {
 		return navLink{path, text, v.At == path || path != "/" && strings.HasPrefix(v.At, path+"/")}
+	},
+	"problem": func(p problems, field string) fieldProblem {
+		return fieldProblem{"problem-" + strings.NewReplacer("[", "-", "]", "", ".", "-").Replace(field), p.Of(field)}
 	},
 	"roles": func() []string { return []string{"controlplane", "worker"} },
 	"role": func(role string) string {

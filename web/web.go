@@ -74,6 +74,9 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 		"POST /approve":                     {inventory.AccessOperate, p.decide},
 		"GET /machines/{name}":              {inventory.AccessRead, p.machine},
 		"POST /machines/{name}/acknowledge": {inventory.AccessOperate, p.acknowledge},
+		"GET /discovered":                   {inventory.AccessRead, p.discovered},
+		"GET /discovered/{mac}/adopt":       {inventory.AccessOperate, p.adopt},
+		"POST /discovered/adopt":            {inventory.AccessOperate, p.register},
 	} {
 		mux.HandleFunc(pattern, p.toPeople(row.role, row.show))
 	}
@@ -83,6 +86,7 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 	}{
 		"GET /live":                 {"rack", p.liveRack},
 		"GET /machines/{name}/live": {"machine", p.liveMachine},
+		"GET /discovered/live":      {"discovered", p.liveDiscovered},
 	} {
 		mux.HandleFunc(pattern, p.toWatchers(row.page, row.begin))
 	}

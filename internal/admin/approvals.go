@@ -22,6 +22,8 @@ func (s *Server) approvalRoutes(doc huma.API) {
 	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "acknowledge-alarm", Method: http.MethodDelete, Path: "/machines/{machine}/alarm", Tags: []string{"machines"},
 		Summary: "Say that somebody has looked into the alarms of a machine", Description: "Its keys may still be out: a reset of its cluster makes others."},
 		s.acknowledgeAlarm, http.StatusNotFound, http.StatusInsufficientStorage)
+	register(s, doc, needs{operate, scoped, looks}, huma.Operation{OperationID: "get-discovered", Method: http.MethodGet, Path: "/discovered/{code}", Tags: []string{"machines"},
+		Summary: "Show the machine that waits to be adopted with a code"}, s.getDiscovered, http.StatusNotFound, http.StatusConflict)
 	register(s, doc, needs{operate, scoped, changes}, huma.Operation{OperationID: "adopt-machine", Method: http.MethodPost, Path: "/discovered/{code}/adopt", Tags: []string{"machines"},
 		Summary: "Register a machine that waits to be adopted", Description: "By the code that its console shows. It goes on with its boot within half a minute.", DefaultStatus: http.StatusCreated},
 		s.adoptMachine, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
@@ -40,6 +42,20 @@ func (s *Server) acknowledgeAlarm(ctx context.Context, in *MachinePath) (*struct
 // CodePath is a code as the console of a machine shows it.
 type CodePath struct {
 	Code string `path:"code" doc:"As the console of the machine shows it; small letters and blanks do no harm" example:"WDJB-MJHT" maxLength:"32"`
+}
+
+func (s *Server) getDiscovered(ctx context.Context, in *CodePath) (*struct{ Body api.Stranger }, error) {
+	st, err := s.inv.StrangerByCode(ctx, in.Code)
+	if err != nil {
+		return nil, err
+	}
+	suggested := []inventory.Suggestion{{Subnet: st.Subnet}}
+	if !limited(ctx) { // it goes by the names of all machines
+		if suggested, err = s.inv.Suggest(ctx, []inventory.Stranger{st}); err != nil {
+			return nil, err
+		}
+	}
+	return &struct{ Body api.Stranger }{strangerOf(st, inventory.NormalUserCode(in.Code), &suggested[0])}, nil
 }
 
 func (s *Server) adoptMachine(ctx context.Context, in *struct {

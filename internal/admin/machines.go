@@ -388,10 +388,13 @@ func (s *Server) listDiscovered(ctx context.Context, _ *struct{}) (*struct{ Body
 	if err != nil {
 		return nil, err
 	}
+	who := PrincipalOf(ctx)
 	for i, st := range list {
-		code, err := s.inv.AdoptionCode(ctx, st.MAC)
-		if err != nil {
-			return nil, err
+		var code string
+		if who != nil && who.Role.Allows(operate) {
+			if code, err = s.inv.AdoptionCode(ctx, st.MAC); err != nil {
+				return nil, err
+			}
 		}
 		out.Body.Items = append(out.Body.Items, strangerOf(st, code, &suggested[i]))
 	}

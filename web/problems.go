@@ -1,0 +1,49 @@
+package web
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/provisiond/provisiond/client"
+)
+
+// problems are what is wrong with a form: by field, as the API names it, and under "" what
+// is about none of them.
+type problems map[string][]string
+
+// problemsOf is what the API says is wrong with what was asked for, to be shown in the form
+// that it came from. fields are those of the form: what is said of others is about none.
+// ok is false for an error that no other entry would mend.
+func problemsOf(err error, fields ...string) (p problems, ok bool) {
+	var problem *client.Problem
+	if !errors.As(err, &problem) || problem.Status < http.StatusBadRequest || problem.Status >= http.StatusInternalServerError || problem.Status == http.StatusForbidden {
+		return nil, false
+	}
+	p = problems{}
+	for _, d := range problem.Errors {
+		p.add(d.Location, d.Message, fields)
+	}
+	if len(p) == 0 {
+		p.add("", problem.Error(), nil)
+	}
+	return p, true
+}
+
+// add puts a problem with its field: that of patches[1].machine is patches[1], and so is
+// that of cluster.patches[1], which is how a config says where it comes from.
+func (p problems) add(location, message string, fields []string) {
+	at := ""
+	for _, prefix := range []string{"body.", "cluster."} {
+		location = strings.TrimPrefix(location, prefix)
+	}
+	for _, f := range fields {
+		if rest, is := strings.CutPrefix(location, f); is && (rest == "" || rest[0] == '.' || rest[0] == '[') && len(f) > len(at) {
+			at = f
+		}
+	}
+	p[at] = append(p[at], message)
+}
+
+// Of is what is wrong with a field.
+func (p problems) Of(field string) string { return strings.Join(p[field], "; ") }
