@@ -88,7 +88,7 @@ func (d *adoptData) page() *page {
 
 func (p *Pages) clusterChoice(ctx context.Context, d *adoptData) (err error) {
 	d.Clusters, err = p.clusterNames(ctx)
-	d.MayHold = len(admin.PrincipalOf(ctx).Clusters) == 0
+	d.MayHold = wholeRack(ctx)
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/client"
 )
 
@@ -16,18 +17,27 @@ type problems map[string][]string
 // that it came from. fields are those of the form: what is said of others is about none.
 // ok is false for an error that no other entry would mend.
 func problemsOf(err error, fields ...string) (p problems, ok bool) {
-	var problem *client.Problem
-	if !errors.As(err, &problem) || problem.Status < http.StatusBadRequest || problem.Status >= http.StatusInternalServerError || problem.Status == http.StatusForbidden {
+	details, ok := detailsOf(err)
+	if !ok {
 		return nil, false
 	}
 	p = problems{}
-	for _, d := range problem.Errors {
+	for _, d := range details {
 		p.add(d.Location, d.Message, fields)
 	}
-	if len(p) == 0 {
-		p.add("", problem.Error(), nil)
-	}
 	return p, true
+}
+
+// detailsOf is the same as the API says it: at least one.
+func detailsOf(err error) (details []api.Detail, ok bool) {
+	var problem *client.Problem
+	if !errors.As(err, &problem) || problem.Status >= http.StatusInternalServerError || problem.Status == http.StatusForbidden {
+		return nil, false
+	}
+	if len(problem.Errors) == 0 {
+		return []api.Detail{{Message: problem.Error()}}, true
+	}
+	return problem.Errors, true
 }
 
 // add puts a problem with its field: that of patches[1].machine is patches[1], and so is

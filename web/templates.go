@@ -56,6 +56,17 @@ type navLink struct {
 // fieldProblem is what is wrong with a field, as text of an element.
 type fieldProblem struct{ ID, Text string }
 
+// fieldView is a field of a form in it.
+type fieldView struct {
+	Problems problems
+	Field    formField
+	More     string // the list of patches that has just got another
+}
+
+func problemID(field string) string {
+	return "problem-" + strings.NewReplacer("[", "-", "]", "", ".", "-").Replace(field)
+}
+
 // functions are what templates can do beside what Go's own can.
 var functions = template.FuncMap{
 	"join": strings.Join,
@@ -63,8 +74,11 @@ var functions = template.FuncMap{
 		return navLink{path, text, v.At == path || path != "/" && strings.HasPrefix(v.At, path+"/")}
 	},
 	"problem": func(p problems, field string) fieldProblem {
-		return fieldProblem{"problem-" + strings.NewReplacer("[", "-", "]", "", ".", "-").Replace(field), p.Of(field)}
+		return fieldProblem{problemID(field), p.Of(field)}
 	},
+	"field": func(p problems, f formField, more string) fieldView { return fieldView{p, f, more} },
+	"etag":  etagOf,
+	"next":  func(n uint64) uint64 { return n + 1 },
 	"roles": func() []string { return []string{"controlplane", "worker"} },
 	"role": func(role string) string {
 		if role == "controlplane" {

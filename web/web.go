@@ -77,6 +77,19 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 		"GET /discovered":                   {inventory.AccessRead, p.discovered},
 		"GET /discovered/{mac}/adopt":       {inventory.AccessOperate, p.adopt},
 		"POST /discovered/adopt":            {inventory.AccessOperate, p.register},
+		"GET /clusters":                     {inventory.AccessRead, p.clusters},
+		"GET /clusters/new":                 {inventory.AccessOperate, p.askNewCluster},
+		"POST /clusters/new":                {inventory.AccessOperate, p.newCluster},
+		"GET /clusters/{cluster}":           {inventory.AccessRead, p.cluster},
+		"GET /clusters/{cluster}/edit":      {inventory.AccessOperate, p.editCluster},
+		"POST /clusters/{cluster}/edit":     {inventory.AccessOperate, p.changeCluster},
+		"POST /clusters/{cluster}/check":    {inventory.AccessOperate, p.checkCluster},
+		"GET /clusters/{cluster}/delete":    {inventory.AccessOperate, p.askDeleteCluster},
+		"POST /clusters/{cluster}/delete":   {inventory.AccessOperate, p.deleteCluster},
+		"GET /clusters/{cluster}/reset":     {inventory.AccessOperate, p.askResetCluster},
+		"POST /clusters/{cluster}/reset":    {inventory.AccessOperate, p.resetCluster},
+		"GET /clusters/{cluster}/rollout":   {inventory.AccessOperate, p.askRollout},
+		"POST /clusters/{cluster}/rollout":  {inventory.AccessOperate, p.rollOut},
 	} {
 		mux.HandleFunc(pattern, p.toPeople(row.role, row.show))
 	}
@@ -84,9 +97,11 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 		page  string
 		begin func(*http.Request) (liveParts, error)
 	}{
-		"GET /live":                 {"rack", p.liveRack},
-		"GET /machines/{name}/live": {"machine", p.liveMachine},
-		"GET /discovered/live":      {"discovered", p.liveDiscovered},
+		"GET /live":                    {"rack", p.liveRack},
+		"GET /machines/{name}/live":    {"machine", p.liveMachine},
+		"GET /discovered/live":         {"discovered", p.liveDiscovered},
+		"GET /live/clusters":           {"clusters", p.liveClusters},
+		"GET /clusters/{cluster}/live": {"cluster", p.liveCluster},
 	} {
 		mux.HandleFunc(pattern, p.toWatchers(row.page, row.begin))
 	}

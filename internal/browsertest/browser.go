@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	cdplog "github.com/chromedp/cdproto/log"
@@ -181,4 +182,29 @@ func (c *Chromium) Shoot(name string) {
 		}
 	}
 	c.Do(chromedp.EmulateViewport(1100, 800))
+}
+
+// Downloads has the files that pages hand out put into a folder, and returns what waits for
+// one of them, by its name, and reads it.
+func (c *Chromium) Downloads() func(name string) string {
+	c.t.Helper()
+	dir := c.t.TempDir()
+	c.Do(Call(browser.SetDownloadBehavior, browser.SetDownloadBehaviorParams{Behavior: browser.SetDownloadBehaviorBehaviorAllow, DownloadPath: dir}))
+	return func(name string) string {
+		c.t.Helper()
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			// Until it is whole it has another name.
+			text, err := os.ReadFile(filepath.Join(dir, name)) // #nosec G304 -- tests say which
+			if err == nil {
+				return string(text)
+			}
+			select {
+			case <-c.ctx.Done():
+				c.t.Fatalf("%s does not arrive: %v", name, err)
+			case <-tick.C:
+			}
+		}
+	}
 }
