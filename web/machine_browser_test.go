@@ -102,3 +102,58 @@ func TestChromiumAlarm(t *testing.T) {
 	c.Press(kb.Enter)
 	c.Do(chromedp.WaitNotPresent(chromedp.CSS(`form[action="/machines/w-2/acknowledge"]`)))
 }
+
+// TestChromiumReimage: from the rack to a machine, what would happen as the choice changes, and
+// the order.
+func TestChromiumReimage(t *testing.T) {
+	s := newSite(t, nil)
+	s.runs("w-1")
+	c := s.chromium(inventory.AccessOperate)
+	c.TabTo(`#list a[href="/machines/w-1"]`)
+	c.Press(kb.Enter)
+	c.Sees("#boot")
+	c.TabTo(`a[href="/machines/w-1/reimage"]`)
+	c.Press(kb.Enter)
+	if text := c.Sees("#foreseen button"); !strings.Contains(text, "Its system disk is wiped") {
+		t.Errorf("%s", text)
+	}
+	c.TabTo("#role")
+	c.Press("c") // control plane
+	c.TabTo("#cluster")
+	c.Do(comes(`document.querySelector("#foreseen").innerText.includes("control plane of web")`))
+	c.Shoot("reimage")
+	c.TabTo("#foreseen button")
+	c.Press(kb.Enter)
+	if text := c.Sees(`form[action="/machines/w-1/reimage/cancel"]`); !strings.Contains(text, "control plane") {
+		t.Errorf("%s", text)
+	}
+	v, err := s.keeper.Machine(t.Context(), "w-1")
+	if err != nil || !v.Facts.Reimage.Outstanding() || v.Machine.Role != inventory.ControlPlane {
+		t.Errorf("%+v, %v", v.Facts.Reimage, err)
+	}
+	c.Do(chromedp.Navigate(c.Base + "/machines/w-1/remove"))
+	c.Sees("input[name=force]")
+	c.Shoot("remove")
+}
+
+// TestChromiumAct: machines are selected in the rack and labelled.
+func TestChromiumAct(t *testing.T) {
+	s := newSite(t, nil)
+	c := s.chromium(inventory.AccessOperate)
+	c.TabTo(`input[name="machine"][value="w-1"]`)
+	c.Press(" ")
+	c.TabTo(`input[name="machine"][value="w-3"]`)
+	c.Press(" ")
+	c.Do(chromedp.Evaluate[chromedp.Void](`document.querySelector("button[value=label]").focus()`))
+	c.Press(kb.Enter)
+	c.Sees("#set:focus")
+	c.Press("rack=a1")
+	c.Sees("#foreseen button")
+	c.Shoot("label")
+	c.TabTo("#foreseen button")
+	c.Press(kb.Enter)
+	if text := c.Sees(".good"); !strings.Contains(text, "Done for 2 of 2") {
+		t.Errorf("%s", text)
+	}
+	c.Shoot("acted")
+}

@@ -90,6 +90,7 @@ var functions = template.FuncMap{
 	"percent":   func(part, of int64) int64 { return part * 100 / max(of, 1) },
 	"bytes":     size,
 	"took":      took,
+	"pairs":     pairsText,
 	"clock":     func(t time.Time) string { return t.UTC().Format("15:04:05") },
 	"stamp":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") },
 	"iso":       func(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") },
