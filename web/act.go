@@ -58,8 +58,8 @@ type acted struct {
 	Gone bool   // there is no such machine any more
 }
 
-// act does it to one machine after the other. What was done stays done when another refuses.
-func (p *Pages) act(r *http.Request) (*page, error) {
+// actOn does it to one machine after the other. What was done stays done when another refuses.
+func (p *Pages) actOn(r *http.Request) (*page, error) {
 	_, do, err := p.acts(r)
 	if err != nil {
 		return nil, err

@@ -22,12 +22,12 @@ var steps = [...]struct{ name, label string }{
 	{"initramfs", "Initramfs"},
 	{"config", "Talos asks for its config"},
 	{"api", "Install, until its API is up"},
-	{bootstrapStep, "Bootstrap of etcd"},
+	{etcdStep, "Bootstrap of etcd"},
 	{"ready", "Ready"},
 }
 
-// bootstrapStep is the cluster's, and not among those of api.Step.
-const bootstrapStep = "bootstrap"
+// etcdStep is the cluster's, and not among those of api.Step.
+const etcdStep = "bootstrap"
 
 // courses are the steps that a boot takes by its plan.
 var courses = map[string][]string{
@@ -90,7 +90,7 @@ func bootstrapOf(b *api.Boot, m *api.Machine, bootstrap *api.Bootstrap) *api.Ste
 	if bootstrap == nil || bootstrap.Machine != m.Name || !bootstrap.DoneAt.After(b.Started) {
 		return nil
 	}
-	return &api.Step{Step: bootstrapStep, At: bootstrap.DoneAt, Seconds: bootstrap.DoneAt.Sub(b.Started).Seconds()}
+	return &api.Step{Step: etcdStep, At: bootstrap.DoneAt, Seconds: bootstrap.DoneAt.Sub(b.Started).Seconds()}
 }
 
 // seen is what a boot came to. more is a step that others know of; nil: there is none.
@@ -98,7 +98,7 @@ func seen(b *api.Boot, more *api.Step) *timeline {
 	t := &timeline{Boot: *b}
 	for _, step := range steps {
 		s := more
-		if step.name != bootstrapStep {
+		if step.name != etcdStep {
 			s = nil
 			if i := slices.IndexFunc(b.Steps, func(s api.Step) bool { return s.Step == step.name }); i >= 0 {
 				s = &b.Steps[i]
@@ -134,7 +134,7 @@ func (t *timeline) expect(state string, m *api.Machine, bootstrap bool, now time
 	}
 	first := true
 	for _, step := range steps[last+1:] {
-		if !slices.Contains(course, step.name) && (step.name != bootstrapStep || !bootstrap) {
+		if !slices.Contains(course, step.name) && (step.name != etcdStep || !bootstrap) {
 			continue
 		}
 		s := bootStep{Name: step.name, Label: labelOf(step.name, step.label, t.Plan), State: "waits", From: t.Took}

@@ -157,3 +157,36 @@ func TestChromiumAct(t *testing.T) {
 	}
 	c.Shoot("acted")
 }
+
+// TestChromiumEdit: a patch is typed, with what is wrong with it, and what it would change, while it
+// is; then it is saved.
+func TestChromiumEdit(t *testing.T) {
+	s := newSite(t, nil)
+	c := s.chromium(inventory.AccessOperate)
+	c.Do(chromedp.Navigate(c.Base + "/machines/w-1"))
+	c.Sees("#boot")
+	c.TabTo(`a[href="/machines/w-1/edit"]`)
+	c.Press(kb.Enter)
+	c.Sees("#check")
+	c.TabTo("#patch-new")
+	c.Press("mistake: 1")
+	if text := c.Sees("#checked ul.bad"); !strings.Contains(text, "Patch 1: unknown key") {
+		t.Errorf("%s", text)
+	}
+	c.Shoot("edit-wrong")
+	for range len("mistake: 1") {
+		c.Press(kb.Backspace)
+	}
+	c.Press("machine: {}")
+	if text := c.Sees("#checked .added"); !strings.Contains(text, "It can be saved") {
+		t.Errorf("%s", text)
+	}
+	c.Shoot("edit")
+	c.TabTo("form .main")
+	c.Press(kb.Enter)
+	c.Sees("#boot")
+	v, err := s.keeper.Machine(t.Context(), "w-1")
+	if err != nil || len(v.Machine.Patches) != 1 || v.Machine.Patches[0] != "machine: {}" {
+		t.Errorf("%+v, %v", v.Machine, err)
+	}
+}

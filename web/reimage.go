@@ -166,19 +166,6 @@ func (p *Pages) cancelReimage(r *http.Request) (*page, error) {
 	return &page{to: machineAt(named(r))}, nil
 }
 
-// clusterNames are the clusters of who asks, sorted.
-func (p *Pages) clusterNames(ctx context.Context) (names []string, err error) {
-	for c, err := range client.All[api.Cluster](func(after string) (*http.Response, error) {
-		return p.api.ListClusters(ctx, client.ListClustersParams{After: after, Limit: api.MaxLimit})
-	}) {
-		if err != nil {
-			return nil, err
-		}
-		names = append(names, c.Name)
-	}
-	return names, nil
-}
-
 // chosen are the machines of a list that were selected, each once, by name.
 func chosen(r *http.Request) ([]string, error) {
 	names := slices.Clone(r.Form["machine"])

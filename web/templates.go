@@ -76,10 +76,10 @@ var functions = template.FuncMap{
 	"problem": func(p problems, field string) fieldProblem {
 		return fieldProblem{problemID(field), p.Of(field)}
 	},
-	"field": func(p problems, f formField, more string) fieldView { return fieldView{p, f, more} },
-	"etag":  etagOf,
-	"next":  func(n uint64) uint64 { return n + 1 },
-	"roles": func() []string { return []string{"controlplane", "worker"} },
+	"field":    func(p problems, f formField, more string) fieldView { return fieldView{p, f, more} },
+	"etag":     etagOf,
+	"nextLife": func(epoch uint64) uint64 { return epoch + 1 },
+	"roles":    func() []string { return []string{"controlplane", "worker"} },
 	"role": func(role string) string {
 		if role == "controlplane" {
 			return "control plane"
@@ -90,7 +90,8 @@ var functions = template.FuncMap{
 	"percent":   func(part, of int64) int64 { return part * 100 / max(of, 1) },
 	"bytes":     size,
 	"took":      took,
-	"pairs":     pairsText,
+	"next":      func(i int) int { return i + 1 },
+	"diffLines": diffLines,
 	"clock":     func(t time.Time) string { return t.UTC().Format("15:04:05") },
 	"stamp":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") },
 	"iso":       func(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") },
@@ -100,6 +101,26 @@ var functions = template.FuncMap{
 		}
 		return fmt.Sprintf("%d %s", n, many)
 	},
+}
+
+// diffLine is a line of a diff.
+type diffLine struct{ Class, Text string }
+
+func diffLines(diff string) []diffLine {
+	var out []diffLine
+	for line := range strings.Lines(diff) {
+		d := diffLine{Text: strings.TrimRight(line, "\n")}
+		switch {
+		case strings.HasPrefix(line, "+++"), strings.HasPrefix(line, "---"), strings.HasPrefix(line, "@@"):
+			d.Class = "quiet"
+		case strings.HasPrefix(line, "+"):
+			d.Class = "added"
+		case strings.HasPrefix(line, "-"):
+			d.Class = "removed"
+		}
+		out = append(out, d)
+	}
+	return out
 }
 
 // size is a number of bytes in a few characters.

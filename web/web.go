@@ -93,10 +93,15 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 		"GET /machines/{name}/reimage":         {inventory.AccessOperate, p.askReimage},
 		"POST /machines/{name}/reimage":        {inventory.AccessOperate, p.reimage},
 		"POST /machines/{name}/reimage/cancel": {inventory.AccessOperate, p.cancelReimage},
+		"GET /machines/new":                    {inventory.AccessOperate, p.askNew},
+		"POST /machines/new":                   {inventory.AccessOperate, p.create},
+		"GET /machines/{name}/edit":            {inventory.AccessOperate, p.edit},
+		"POST /machines/{name}/edit":           {inventory.AccessOperate, p.change},
+		"POST /machines/{name}/edit/check":     {inventory.AccessOperate, p.checkEdit},
 		"GET /machines/{name}/remove":          {inventory.AccessOperate, p.askRemove},
 		"POST /machines/{name}/remove":         {inventory.AccessOperate, p.remove},
 		"GET /machines/act":                    {inventory.AccessOperate, p.askAct},
-		"POST /machines/act":                   {inventory.AccessOperate, p.act},
+		"POST /machines/act":                   {inventory.AccessOperate, p.actOn},
 	} {
 		mux.HandleFunc(pattern, p.toPeople(row.role, row.show))
 	}
