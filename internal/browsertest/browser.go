@@ -77,7 +77,7 @@ func New(t testing.TB, addr string, trusted *x509.CertPool, hosts ...string) *Ch
 		chromedp.ExecPath(path), chromedp.UserDataDir(t.TempDir()), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.WindowSize(1100, 800),
 		chromedp.Flag("ignore-certificate-errors-spki-list", base64.StdEncoding.EncodeToString(key[:])))...)
 	ctx, stop := chromedp.NewContext(ctx, chromedp.WithListener(listen))
-	ctx, late := context.WithTimeout(ctx, 2*time.Minute) // against a hang only
+	ctx, late := context.WithTimeout(ctx, 5*time.Minute) // against a hang only
 	c.ctx = ctx
 	t.Cleanup(func() {
 		err := chromedp.Cancel(ctx) // waits until it has gone
@@ -140,7 +140,7 @@ func (c *Chromium) Press(keys string) {
 // TabTo presses Tab until something has the focus, and fails if that does not show.
 func (c *Chromium) TabTo(selector string) {
 	c.t.Helper()
-	for range 30 {
+	for range 80 {
 		c.Press(kb.Tab)
 		if !Eval[bool](c, `document.activeElement === document.body || getComputedStyle(document.activeElement).outlineStyle !== "none"`) {
 			c.t.Error("something has the focus and does not show it")

@@ -120,6 +120,7 @@ func TestApproval(t *testing.T) {
 		if _, err := k.Decide(t.Context(), code, true, "ada"); err != nil {
 			return err.Error() // a slow machine may show the next one by now
 		}
+		codes["w-1"] = code
 		return ""
 	})
 	select {

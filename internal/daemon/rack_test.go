@@ -192,7 +192,10 @@ func (l *lab) register(t *testing.T, imported bool) {
 // rack makes the machines and runs the proxy to them until the test ends.
 func (l *lab) rack(t *testing.T, o racktest.RackOptions) *racktest.Rack {
 	t.Helper()
-	o.ControlPlanes, o.Workers, o.Timing, o.OwnStack = planes, workers, racktest.FastTiming(), true
+	o.ControlPlanes, o.Workers, o.OwnStack = planes, workers, true
+	if o.Timing == (racktest.Timing{}) {
+		o.Timing = racktest.FastTiming()
+	}
 	if o.Net == nil {
 		o.Net = &racktest.Net{}
 	}

@@ -19,17 +19,23 @@ type Suggestion struct {
 	Address netip.Addr // invalid: the subnet has none to allocate. Nothing is reserved
 }
 
+// maxStems is how many kinds of names are tried for a suggestion, each with a look at a machine.
+const maxStems = 8
+
 // Suggest returns a name and an address for each of a list of strangers, no two the
 // same. The address is the one that registering would allocate.
 //
 // The name is the port that a relay heard the stranger on, where that is one as people
 // give them, such as rack3-u7: a DNS label with a letter, a hyphen and a number at its
 // end, of this stranger only. Else it is the next of the numbered names that most
-// machines have: w-7 after w-6, w-07 after w-06; node-1 is the first where there are
-// none.
+// machines have, as far as they are not those of control planes: w-7 after w-6, w-07 after
+// w-06; node-1 is the first where there are none.
 func (k *Keeper) Suggest(ctx context.Context, list []Stranger) ([]Suggestion, error) {
 	taken := k.macs.machines()
-	next := numbered(taken)
+	next := numbered(taken, func(name string) bool {
+		v, err := k.Machine(ctx, name)
+		return err == nil && v.Machine.Role == ControlPlane
+	})
 	ports := map[string]int{}
 	for i := range list {
 		ports[list[i].Port]++
@@ -79,9 +85,13 @@ func cutNumber(name string) (stem, number string) {
 }
 
 // numbered returns the names that come after the numbered ones which most have; of
-// two stems that as many have, after the one that sorts last: w- and not cp-.
-func numbered(names map[string]bool) (next func() string) {
-	type series struct{ count, highest, width int }
+// two stems that as many have, after the one that sorts last. A stem is left out whose last
+// machine is a control plane: most machines are workers.
+func numbered(names map[string]bool, controlPlane func(name string) bool) (next func() string) {
+	type series struct {
+		count, highest, width int
+		last                  string
+	}
 	of := map[string]*series{"node-": {}}
 	for name := range names {
 		stem, number := cutNumber(name)
@@ -95,13 +105,19 @@ func numbered(names map[string]bool) (next func() string) {
 			of[stem] = s
 		}
 		if s.count++; n >= s.highest {
-			s.highest = n
-			s.width = len(number)
+			s.highest, s.width, s.last = n, len(number), name
 		}
 	}
-	stem := slices.MaxFunc(slices.Collect(maps.Keys(of)), func(a, b string) int {
-		return cmp.Or(cmp.Compare(of[a].count, of[b].count), cmp.Compare(a, b))
+	stems := slices.SortedFunc(maps.Keys(of), func(a, b string) int {
+		return cmp.Or(cmp.Compare(of[b].count, of[a].count), cmp.Compare(b, a))
 	})
+	stem := "node-"
+	for _, candidate := range stems[:min(len(stems), maxStems)] {
+		if last := of[candidate].last; last == "" || !controlPlane(last) {
+			stem = candidate
+			break
+		}
+	}
 	s := of[stem]
 	return func() string {
 		s.highest++

@@ -3,6 +3,7 @@ package inventory_test
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/provisiond/provisiond/internal/inventory"
@@ -17,6 +18,8 @@ func TestSuggestNames(t *testing.T) {
 		{"nobody yet", nil, []string{"", "", ""}, "[node-1 node-2 node-3]"},
 		{"after the last", []string{"cp-1", "w-1", "w-6", "w-3"}, []string{"", ""}, "[w-7 w-8]"},
 		{"as many of each", []string{"cp-1", "cp-2", "w-1", "w-2"}, []string{""}, "[w-3]"},
+		{"more control planes than workers", []string{"cp-1", "cp-2", "cp-3", "w-1"}, []string{""}, "[w-2]"},
+		{"control planes only", []string{"cp-1", "cp-2"}, []string{""}, "[node-1]"},
 		{"as wide", []string{"w-08", "w-09"}, []string{"", ""}, "[w-10 w-11]"},
 		{"as wide, and wider", []string{"w-099", "w-007"}, []string{"", ""}, "[w-100 w-101]"},
 		{"names without numbers", []string{"alpha", "beta"}, []string{""}, "[node-1]"},
@@ -32,7 +35,9 @@ func TestSuggestNames(t *testing.T) {
 			k, _ := newKeeper(t)
 			for i, name := range tc.there {
 				m := machine(i)
-				m.Name = name
+				if m.Name = name; strings.HasPrefix(name, "cp-") {
+					m.Role = inventory.ControlPlane
+				}
 				mustPut(t, k, m)
 			}
 			var list []inventory.Stranger
