@@ -190,3 +190,29 @@ func TestChromiumEdit(t *testing.T) {
 		t.Errorf("%+v, %v", v.Machine, err)
 	}
 }
+
+// TestChromiumConfig: what a machine would get, and to give it to it.
+func TestChromiumConfig(t *testing.T) {
+	s := newSite(t, nil)
+	s.patched("w-1", "machine:\n  sysctls:\n    net.core.somaxconn: \"65535\"", "second: patch")
+	c := s.chromium(inventory.AccessOperate)
+	c.Do(chromedp.Navigate(c.Base + "/machines/w-1"))
+	c.Sees("#boot")
+	c.TabTo(`a[href="/machines/w-1/config"]`)
+	c.Press(kb.Enter)
+	c.Sees(".config .from.machine")
+	c.Shoot("config")
+	c.TabTo("#mode")
+	c.Press("w") // with its next boot
+	c.TabTo(`form[action="/machines/w-1/apply"] button`)
+	c.Press(kb.Enter)
+	if text := c.Sees("input[name=confirmed]~button"); !strings.Contains(text, "mode staged, dry run true") {
+		t.Errorf("%s", text)
+	}
+	c.Shoot("apply")
+	c.TabTo(`form[action="/machines/w-1/apply"] button`)
+	c.Press(kb.Enter)
+	if text := c.Sees(".good"); !strings.Contains(text, "dry run false") {
+		t.Errorf("%s", text)
+	}
+}

@@ -76,16 +76,12 @@ var functions = template.FuncMap{
 	"problem": func(p problems, field string) fieldProblem {
 		return fieldProblem{problemID(field), p.Of(field)}
 	},
-	"field":    func(p problems, f formField, more string) fieldView { return fieldView{p, f, more} },
-	"etag":     etagOf,
-	"nextLife": func(epoch uint64) uint64 { return epoch + 1 },
-	"roles":    func() []string { return []string{"controlplane", "worker"} },
-	"role": func(role string) string {
-		if role == "controlplane" {
-			return "control plane"
-		}
-		return role
-	},
+	"field":     func(p problems, f formField, more string) fieldView { return fieldView{p, f, more} },
+	"etag":      etagOf,
+	"nextLife":  func(epoch uint64) uint64 { return epoch + 1 },
+	"roles":     func() []string { return []string{"controlplane", "worker"} },
+	"role":      roleWords,
+	"modes":     func() []struct{ Name, Said string } { return modes },
 	"allPhases": func() []string { return phases[:] },
 	"percent":   func(part, of int64) int64 { return part * 100 / max(of, 1) },
 	"bytes":     size,
@@ -101,6 +97,13 @@ var functions = template.FuncMap{
 		}
 		return fmt.Sprintf("%d %s", n, many)
 	},
+}
+
+func roleWords(role string) string {
+	if role == "controlplane" {
+		return "control plane"
+	}
+	return role
 }
 
 // diffLine is a line of a diff.

@@ -95,6 +95,8 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 		"POST /machines/{name}/reimage/cancel": {inventory.AccessOperate, p.cancelReimage},
 		"GET /machines/new":                    {inventory.AccessOperate, p.askNew},
 		"POST /machines/new":                   {inventory.AccessOperate, p.create},
+		"GET /machines/{name}/config":          {inventory.AccessRead, p.config},
+		"POST /machines/{name}/apply":          {inventory.AccessOperate, p.apply},
 		"GET /machines/{name}/edit":            {inventory.AccessOperate, p.edit},
 		"POST /machines/{name}/edit":           {inventory.AccessOperate, p.change},
 		"POST /machines/{name}/edit/check":     {inventory.AccessOperate, p.checkEdit},
