@@ -155,15 +155,15 @@ func (d *clusterData) Ended() (n int) {
 	return n
 }
 
-// bootstrapStep is a step of a cluster to its bootstrap.
-type bootstrapStep struct {
+// clusterStep is a step of a cluster to its bootstrap.
+type clusterStep struct {
 	Name, Words string
 	At          time.Time
 	State       string // before, now or ahead
 }
 
 // Steps are those of its bootstrap, in order.
-func (d *clusterData) Steps() []bootstrapStep {
+func (d *clusterData) Steps() []clusterStep {
 	b := d.Bootstrap
 	claimed, called := "One control plane is chosen, for good", "It is told to bootstrap"
 	if b.Machine != "" {
@@ -173,7 +173,7 @@ func (d *clusterData) Steps() []bootstrapStep {
 	if b.Attempts > 1 {
 		called += fmt.Sprintf(", with the call sent %d times", b.Attempts)
 	}
-	steps := []bootstrapStep{
+	steps := []clusterStep{
 		{Name: "waiting", Words: "No control plane reports in yet", At: d.Created},
 		{Name: "claimed", Words: claimed, At: b.ClaimedAt},
 		{Name: "called", Words: called, At: b.CalledAt},

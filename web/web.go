@@ -104,6 +104,8 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 		"POST /machines/{name}/remove":         {inventory.AccessOperate, p.remove},
 		"GET /machines/act":                    {inventory.AccessOperate, p.askAct},
 		"POST /machines/act":                   {inventory.AccessOperate, p.actOn},
+		"GET /subnets":                         {inventory.AccessRead, p.subnets},
+		"GET /subnets/{subnet}":                {inventory.AccessRead, p.subnet},
 	} {
 		mux.HandleFunc(pattern, p.toPeople(row.role, row.show))
 	}
