@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/provisiond/provisiond/internal/boltstore"
+	"github.com/provisiond/provisiond/internal/cli"
 	"github.com/provisiond/provisiond/internal/images"
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/inventory/storetest"
@@ -39,6 +40,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	if os.Getenv(commandVariable) != "" {
+		os.Exit(cli.Run(context.Background(), cli.New("v0"), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	if os.Getenv(herdVariable) != "" {
 		if err := herdMain(); err != nil {

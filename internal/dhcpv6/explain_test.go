@@ -2,6 +2,8 @@ package dhcpv6
 
 import (
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -61,6 +63,25 @@ func TestExplain(t *testing.T) {
 		}
 		if d := s.Dropped(); d["malformed"] != 0 {
 			t.Errorf("%s: it was counted as a packet", name)
+		}
+	}
+}
+
+// TestDropsAreExplained: whoever looks up why a packet got no answer finds it.
+func TestDropsAreExplained(t *testing.T) {
+	page, err := os.ReadFile("../../docs/troubleshooting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var listed []string
+	for _, line := range strings.Split(string(page), "\n") {
+		if reasons, _, ok := strings.Cut(strings.TrimPrefix(line, "| "), " |"); ok && strings.HasPrefix(line, "| ") {
+			listed = append(listed, strings.Split(reasons, ", ")...)
+		}
+	}
+	for _, name := range dropNames {
+		if !slices.Contains(listed, name) {
+			t.Errorf("docs/troubleshooting.md does not list %q", name)
 		}
 	}
 }
