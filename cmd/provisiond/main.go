@@ -10,6 +10,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/spf13/cobra"
+
 	"github.com/provisiond/provisiond/internal/cli"
 )
 
@@ -29,6 +31,9 @@ func main() {
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	root := cli.New(version, serveCommand(), restoreCommand(), keyCommand(), simulateCommand(), demoCommand())
-	return cli.Run(ctx, root, args, stdin, stdout, stderr)
+	return cli.Run(ctx, newRoot(), args, stdin, stdout, stderr)
+}
+
+func newRoot() *cobra.Command {
+	return cli.New(version, serveCommand(), restoreCommand(), keyCommand(), simulateCommand(), demoCommand())
 }
