@@ -132,7 +132,7 @@ func TestDiscoveredSuggests(t *testing.T) {
 	}
 	var got api.List[api.Stranger]
 	r.must(200, "GET", "/api/v1/discovered", "", &got)
-	if len(got.Items) != 2 || got.Items[0].Suggestion.Name != "cp-2" || got.Items[1].Suggestion.Name != "cp-3" || got.Items[0].Suggestion.Subnet != "rack" {
+	if len(got.Items) != 2 || got.Items[0].Suggestion.Name != "node-1" || got.Items[1].Suggestion.Name != "node-2" || got.Items[0].Suggestion.Subnet != "rack" {
 		t.Fatalf("%+v", got)
 	}
 	for _, st := range got.Items {

@@ -194,7 +194,7 @@ func TestStalledPeer(t *testing.T) {
 // TestHeldLongerThanStall: a connection outlives the deadline it began with.
 func TestHeldLongerThanStall(t *testing.T) {
 	r := newRack(t)
-	r.Server.config.Stall, r.Server.config.Hold = 20*time.Millisecond, 200*time.Millisecond
+	r.Server.config.Stall, r.Server.config.Hold = 300*time.Millisecond, time.Second
 	r.boots(bootNow(1, token))
 	r.configs.fail(errors.New("no disk"))
 	client, base := r.serveTLS(t)
