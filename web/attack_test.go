@@ -73,6 +73,7 @@ func TestForgery(t *testing.T) {
 		b.header = header
 		for path, form := range map[string]url.Values{
 			"/approve": {"code": {codeWeb}, "decision": {"approve"}}, "/logout": nil, "/login": {"token": {token}},
+			"/machines/w-1/reimage": nil, "/machines/w-1/remove": {"rev": {"1"}, "force": {"yes"}}, "/machines/act": {"act": {"reimage"}, "machine": {"w-1"}}, "/machines/w-1/apply": {"mode": {"auto"}, "confirmed": {"yes"}},
 		} {
 			if got := b.post(path, form); got.code != 403 || len(got.header.Values("Set-Cookie")) > 0 {
 				t.Errorf("%s, %s: %d %s", what, path, got.code, got.text)
@@ -105,6 +106,8 @@ func TestHeaders(t *testing.T) {
 	nobody, ada := s.browser(), s.in(s.token("ada", inventory.AccessOperate))
 	for path, got := range map[string]answer{
 		"/login": nobody.get("/login"), "/": ada.get("/"), "/approve": ada.get("/approve"), "/approve/confirm": ada.get("/approve/confirm?code=" + codeWeb),
+		"/machines/w-1": ada.get("/machines/w-1"), "edit": ada.get("/machines/w-1/edit"), "new": ada.get("/machines/new"), "config": ada.get("/machines/w-1/config"),
+		"reimage": ada.get("/machines/w-1/reimage"), "remove": ada.get("/machines/w-1/remove"), "act": ada.get("/machines/act?act=label&machine=w-1"),
 		"/nowhere": nobody.get("/nowhere"), "/static/style.css": nobody.get("/static/style.css"), "a redirect": nobody.get("/"), "an error": ada.get("/approve/confirm"),
 	} {
 		for name, want := range map[string]string{
