@@ -174,7 +174,7 @@ func TestAct(t *testing.T) {
 			t.Errorf("%s: %d %s", path, got.code, got.text)
 		}
 	}
-	if got = b.post("/machines/act", many); got.code != 400 || !got.has("at most 100") {
+	if got = b.post("/machines/act", many); got.code != 400 || !got.has("at most 100.") {
 		t.Errorf("%d %s", got.code, got.text)
 	}
 	if got = b.post("/machines/act", url.Values{"act": {"approve"}, "machine": {"w-1"}}); got.code != 400 {

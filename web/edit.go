@@ -74,11 +74,13 @@ func (p *Pages) editPage(r *http.Request, d *editData) (*page, error) {
 // again shows the form with what is wrong with it.
 func (p *Pages) again(r *http.Request, d *editData, err error) (*page, error) {
 	var wrong *admin.Refusal
-	var ok bool
 	if errors.As(err, &wrong) { // ours: labels are the only field that is read here
-		d.Problems, ok = problems{"labels": {wrong.Reason}}, true
-	} else if d.Problems, ok = problemsOf(err, d.fields()...); !ok {
-		return nil, err
+		d.Problems = problems{"labels": {wrong.Reason}}
+	} else {
+		var ok bool
+		if d.Problems, ok = problemsOf(err, d.fields()...); !ok {
+			return nil, err
+		}
 	}
 	form, failed := p.editPage(r, d)
 	if failed == nil {
@@ -156,7 +158,7 @@ func (p *Pages) change(r *http.Request) (*page, error) {
 	}
 	patch, err := d.Form.patch(&was)
 	if err == nil {
-		err = client.Done(p.api.PatchMachine(r.Context(), m.Name, client.PatchMachineParams{Force: d.Force, IfMatch: etag(d.Rev)}, patch))
+		err = client.Done(p.api.PatchMachine(r.Context(), m.Name, client.PatchMachineParams{Force: d.Force, IfMatch: etagOf(d.Rev)}, patch))
 	}
 	var problem *client.Problem
 	switch {

@@ -2,6 +2,7 @@ package web
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -175,7 +176,7 @@ func chosen(r *http.Request) ([]string, error) {
 	case len(names) == 0:
 		return nil, &admin.Refusal{Status: http.StatusBadRequest, Reason: "No machine was selected. Select some in the list of the rack first."}
 	case len(names) > maxAct:
-		return nil, &admin.Refusal{Status: http.StatusBadRequest, Reason: "These are too many machines at once. Select at most 100."}
+		return nil, &admin.Refusal{Status: http.StatusBadRequest, Reason: fmt.Sprintf("These are too many machines at once. Select at most %d.", maxAct)}
 	}
 	return names, nil
 }

@@ -33,7 +33,7 @@ func (p *Pages) remove(r *http.Request) (*page, error) {
 	if err != nil {
 		rev = 0 // no record has it
 	}
-	params := client.DeleteMachineParams{Force: r.FormValue("force") != "", DestroyCluster: r.FormValue("destroyCluster"), IfMatch: etag(rev)}
+	params := client.DeleteMachineParams{Force: r.FormValue("force") != "", DestroyCluster: r.FormValue("destroyCluster"), IfMatch: etagOf(rev)}
 	err = client.Done(p.api.DeleteMachine(r.Context(), named(r), params))
 	if err == nil {
 		return &page{name: "acted", title: "Removed", data: &actedData{Done: 1, Results: []acted{{Name: named(r), Gone: true}}}}, nil
@@ -54,6 +54,3 @@ func (p *Pages) remove(r *http.Request) (*page, error) {
 	form.status = no.Status
 	return form, nil
 }
-
-// etag is the revision of a record as If-Match has it.
-func etag(rev uint64) string { return `"` + strconv.FormatUint(rev, 10) + `"` }
