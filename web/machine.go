@@ -111,10 +111,13 @@ func (p *Pages) liveMachine(r *http.Request) (liveParts, error) {
 			}
 			return append(parts, part{name: "events", data: events, shown: events.Last == r.FormValue("events")}), nil
 		}
+		more, follows := newEvents.take()
+		parts = appendSaid(parts, "event-lines", eventsOf(more))
 		if newLines != nil {
-			parts = appendSaid(parts, "log-lines", linesOf(newLines.take()))
+			more, too := newLines.take()
+			parts, follows = appendSaid(parts, "log-lines", linesOf(more)), follows && too
 		}
-		return appendSaid(parts, "event-lines", eventsOf(newEvents.take())), nil
+		return append(parts, part{name: "notice", template: "unheard", data: follows}), nil
 	}, nil
 }
 

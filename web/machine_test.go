@@ -145,6 +145,27 @@ func TestLiveMachine(t *testing.T) {
 	o.until("notice", "no longer kept up to date")
 }
 
+// TestLiveFull: who cannot be told of new lines any more is told so, and goes on once there is
+// a place.
+func TestLiveFull(t *testing.T) {
+	s := newSite(t, nil)
+	b := s.in(s.token("ada", inventory.AccessOperate))
+	var others []*openPage
+	for range followers {
+		others = append(others, b.open("/api/v1/events/watch"))
+	}
+	o := b.open("/machines/w-1/live")
+	o.until("notice", "Too many follow")
+	s.boots("w-1", inventory.InitramfsServed) // is still told of what is kept up to date without
+	o.until("boots", "Talos asks for its config")
+	for _, other := range others {
+		other.close()
+	}
+	o.until("notice", "")
+	s.hall.says("w-1", "the first line")
+	o.until("log-lines", "the first line")
+}
+
 func (s *site) rev(machine string) uint64 {
 	s.t.Helper()
 	v, err := s.keeper.Machine(s.t.Context(), machine)
@@ -160,10 +181,10 @@ func TestHeard(t *testing.T) {
 	for i := range maxHeard + 10 {
 		_ = h.add(i) // never fails
 	}
-	if got := h.take(); len(got) != maxHeard || got[0] != 10 || got[maxHeard-1] != maxHeard+9 {
+	if got, _ := h.take(); len(got) != maxHeard || got[0] != 10 || got[maxHeard-1] != maxHeard+9 {
 		t.Errorf("%d, from %d", len(got), got[0])
 	}
-	if got := h.take(); got != nil {
+	if got, _ := h.take(); got != nil {
 		t.Errorf("%v twice", got)
 	}
 }

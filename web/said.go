@@ -83,13 +83,20 @@ func eventsOf(list []api.Event) (s said) {
 type heard[T any] struct {
 	mu    sync.Mutex
 	items []T
+	deaf  bool // it could not be begun, and is tried again
 }
 
 // hear follows a stream until ctx ends. The newest maxHeard items wait to be taken.
 func hear[T any](ctx context.Context, last string, open func(last string) (*http.Response, error)) *heard[T] {
 	h := &heard[T]{}
 	go func() {
-		_ = client.Follow(ctx, last, open, h.add, func(error) {}) // a machine that is gone ends the page
+		_ = client.Follow(ctx, last, func(last string) (*http.Response, error) { // a machine that is gone ends the page
+			resp, err := open(last)
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.deaf = err != nil
+			return resp, err
+		}, h.add, func(error) {})
 	}()
 	return h
 }
@@ -104,10 +111,10 @@ func (h *heard[T]) add(item T) error {
 	return nil
 }
 
-func (h *heard[T]) take() []T {
+// take returns what waits, and whether more will come.
+func (h *heard[T]) take() (items []T, follows bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	items := h.items
-	h.items = nil
-	return items
+	items, h.items = h.items, nil
+	return items, !h.deaf
 }

@@ -63,6 +63,9 @@ const (
 	codeStore = "BCDF-GHJK" // of w-2, in cluster store
 )
 
+// followers is how many may follow something at once.
+const followers = 16
+
 const markup = `<script>alert(1)</script>`
 
 func newSite(t testing.TB, oidc *OIDC) *site {
@@ -104,7 +107,7 @@ func newSite(t testing.TB, oidc *OIDC) *site {
 	}
 	now := func() time.Time { return time.Now().Add(time.Duration(s.late.Load())) }
 	logger := zerolog.New(s.logs)
-	server := admin.New(admin.Config{Version: "v0.0.0-test", Trail: s.trail, CA: s.ca, Now: now, Logs: s.hall, Transfers: s.hall, Running: s.hall, Pages: func(a *admin.Server) http.Handler {
+	server := admin.New(admin.Config{Version: "v0.0.0-test", Trail: s.trail, CA: s.ca, Now: now, MaxWatchers: followers, Logs: s.hall, Transfers: s.hall, Running: s.hall, Pages: func(a *admin.Server) http.Handler {
 		return New(Config{OIDC: oidc, Now: now}, a, logger)
 	}}, s.keeper, fakeTalos{}, fakeGuards{}, nil, logger)
 	ln, err := net.Listen("tcp", "[::1]:0")
