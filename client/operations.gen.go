@@ -26,6 +26,8 @@ type ListAuditParams struct {
 	Machine string    // Only what is about this machine
 	Who     string    // Only what this one did
 	Since   time.Time // Only what was done from then on
+	Newest  bool      // Newest first, from the last line on or from before
+	Before  int       // Only lines before this number, with newest
 }
 
 // ListClustersParams are parameters of ListClusters; one that is zero is not sent.
@@ -183,7 +185,7 @@ func (c *Client) DecideApproval(ctx context.Context, code string, body api.Decis
 	}, edit)
 }
 
-// ListAudit is GET /api/v1/audit: Who did what, oldest first.
+// ListAudit is GET /api/v1/audit: Who did what, oldest first unless newest is true.
 func (c *Client) ListAudit(ctx context.Context, params ListAuditParams, edit ...Edit) (*http.Response, error) {
 	return c.send(ctx, request{
 		method: http.MethodGet,
@@ -194,6 +196,8 @@ func (c *Client) ListAudit(ctx context.Context, params ListAuditParams, edit ...
 			"machine": values(params.Machine),
 			"who":     values(params.Who),
 			"since":   values(params.Since),
+			"newest":  values(params.Newest),
+			"before":  values(params.Before),
 		},
 	}, edit)
 }

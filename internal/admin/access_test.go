@@ -423,4 +423,25 @@ func TestAuditPages(t *testing.T) {
 		t.Errorf("%+v", page)
 	}
 	r.must(422, "GET", "/api/v1/audit?since=now", "", nil)
+
+	// The same, newest first.
+	var back []uint64
+	for before, more := "0", true; more; more = before != "" {
+		var page api.List[api.AuditEntry]
+		r.must(200, "GET", "/api/v1/audit?newest=true&limit=9&before="+before, "", &page)
+		for _, e := range page.Items {
+			back = append(back, e.Seq)
+		}
+		before = page.Next
+	}
+	if slices.Reverse(back); len(back) != 27 || back[0] != 1 || !slices.IsSorted(back) {
+		t.Errorf("%v", back)
+	}
+	page = api.List[api.AuditEntry]{}
+	r.must(200, "GET", "/api/v1/audit?newest=true&machine=cp-1&limit=2", "", &page)
+	if len(page.Items) != 2 || page.Items[0].Seq != 27 || page.Items[1].Seq != 26 || page.Next != "26" {
+		t.Errorf("%+v", page)
+	}
+	r.must(422, "GET", "/api/v1/audit?newest=true&after=3", "", nil)
+	r.must(422, "GET", "/api/v1/audit?before=3", "", nil)
 }

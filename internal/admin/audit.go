@@ -187,13 +187,16 @@ func (noTrail) Note(audit.Entry)                          {}
 func (noTrail) Read(context.Context, uint64, func([]byte, audit.Entry) bool) error {
 	return huma.Error503ServiceUnavailable("no audit trail is kept")
 }
+func (noTrail) ReadBack(context.Context, uint64, func([]byte, audit.Entry) bool) error {
+	return huma.Error503ServiceUnavailable("no audit trail is kept")
+}
 
 func (s *Server) auditRoutes(doc huma.API) {
 	entries := doc.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[api.List[api.AuditEntry]](), true, "AuditEntries")
 	op := huma.Operation{OperationID: "list-audit", Method: http.MethodGet, Path: "/audit", Tags: []string{"access"},
-		Summary: "Who did what, oldest first",
+		Summary: "Who did what, oldest first unless newest is true",
 		Description: "Without after and since: from the first line. Each line is as it was written, byte for byte, so that its SHA-256 is the prev of the next. " +
-			"A filter looks at 100000 lines at most; follow next to go on. next is always there, and waits for lines to come at the end.",
+			"A filter looks at 100000 lines at most; follow next to go on. next is always there, and waits for lines to come at the end; with newest, it is what before takes, and absent after the first line.",
 		Responses: map[string]*huma.Response{"200": {Description: "Lines", Content: map[string]*huma.MediaType{"application/json": {Schema: entries}}}}}
 	register(s, doc, needs{admin, rackWide, looks}, op, s.listAudit, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
 }
@@ -207,21 +210,37 @@ func (s *Server) listAudit(ctx context.Context, in *struct {
 	Machine string    `query:"machine" doc:"Only what is about this machine"`
 	Who     string    `query:"who" doc:"Only what this one did"`
 	Since   time.Time `query:"since" doc:"Only what was done from then on"`
+	Newest  bool      `query:"newest" doc:"Newest first, from the last line on or from before"`
+	Before  uint64    `query:"before" doc:"Only lines before this number, with newest"`
 }) (*huma.StreamResponse, error) {
+	switch {
+	case in.Newest && in.After != 0:
+		return nil, badField("query.after", "before, which goes with it", "newest goes back from the end, or from before")
+	case !in.Newest && in.Before != 0:
+		return nil, badField("query.before", "newest=true, which goes with it", "without newest, lines are answered from after on")
+	}
 	out := api.List[json.RawMessage]{Items: []json.RawMessage{}}
 	last, scanned := in.After, 0
-	err := s.cfg.Trail.Read(ctx, in.After, func(line []byte, e audit.Entry) bool {
+	read, from := s.cfg.Trail.Read, in.After
+	if in.Newest {
+		read, from = s.cfg.Trail.ReadBack, in.Before
+	}
+	more := true
+	err := read(ctx, from, func(line []byte, e audit.Entry) bool {
 		last = e.Seq
 		scanned++
 		if (in.Machine == "" || e.Target == "machine/"+in.Machine) && (in.Who == "" || e.Who == in.Who) && !e.Time.Before(in.Since) {
 			out.Items = append(out.Items, slices.Clone(line))
 		}
-		return len(out.Items) < in.Limit && scanned < maxAuditScan
+		more = len(out.Items) < in.Limit && scanned < maxAuditScan
+		return more
 	})
 	if err != nil {
 		return nil, err
 	}
-	out.Next = strconv.FormatUint(last, 10)
+	if !in.Newest || !more && last > 1 {
+		out.Next = strconv.FormatUint(last, 10)
+	}
 	return &huma.StreamResponse{Body: func(hctx huma.Context) {
 		_, w := humachi.Unwrap(hctx)
 		w.Header().Set("Content-Type", "application/json")

@@ -188,6 +188,8 @@ type Trail interface {
 	Note(e audit.Entry)
 	// Read calls f with each line after a number, oldest first, until it returns false.
 	Read(ctx context.Context, after uint64, f func(line []byte, e audit.Entry) (more bool)) error
+	// ReadBack is the same with each line before a number, newest first; 0: from the newest on.
+	ReadBack(ctx context.Context, before uint64, f func(line []byte, e audit.Entry) (more bool)) error
 }
 
 // CA signs client certificates; ca.CA is one.

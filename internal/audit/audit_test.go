@@ -224,6 +224,25 @@ func TestRotation(t *testing.T) {
 			t.Fatalf("after %d: %d lines", after, len(got))
 		}
 	}
+	for _, before := range []uint64{0, 1, 2, 50, 100, 101, 500} {
+		var got []string
+		err := l.ReadBack(t.Context(), before, func(_ []byte, e Entry) bool {
+			got = append(got, e.Action)
+			return e.Seq != 7
+		})
+		var want []string
+		for i := 99; i >= 0; i-- {
+			if before == 0 || uint64(i+1) < before {
+				want = append(want, fmt.Sprint(i))
+			}
+			if i == 6 && len(want) > 0 {
+				break
+			}
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("back from %d: %v, %v", before, got, err)
+		}
+	}
 	// A crash between the two steps of a rotation leaves no file that grows.
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -270,6 +289,13 @@ func TestTorn(t *testing.T) {
 		l := open(t, dir, Options{NoSync: true})
 		appendAll(t, l, "d")
 		got := read(t, l, 0)
+		var back []string
+		if err := l.ReadBack(t.Context(), 0, func(_ []byte, e Entry) bool { back = append(back, e.Action); return true }); err != nil {
+			t.Fatal(err)
+		}
+		if slices.Reverse(back); !slices.Equal(back, got) {
+			t.Errorf("cut at %d: forwards %v, backwards %v", cut, got, back)
+		}
 		want := []string{"a", "b", actionTorn, "d"}
 		switch {
 		case cut == lastLine:
@@ -287,6 +313,31 @@ func TestTorn(t *testing.T) {
 		if err != nil || !bytes.HasPrefix(kept, whole[:cut]) {
 			t.Errorf("cut at %d: what was there was changed (%v)", cut, err)
 		}
+	}
+}
+
+// TestReadBackLongLines: a line may be longer than what is read at once.
+func TestReadBackLongLines(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lines")
+	want := []string{strings.Repeat("a", 200_000), "", "b", strings.Repeat("c", 64<<10-1), strings.Repeat("d", 64<<10), "e"}
+	if err := os.WriteFile(path, []byte(strings.Join(want, "\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	var got []string
+	err = linesBack(f, func(line []byte, whole bool) bool {
+		if whole == (len(got) == 0) {
+			t.Errorf("line %d from the end: whole %v", len(got), whole)
+		}
+		got = append(got, string(line))
+		return true
+	})
+	if slices.Reverse(got); err != nil || !slices.Equal(got, want) {
+		t.Errorf("%d lines, %v", len(got), err)
 	}
 }
 

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -517,6 +518,43 @@ func (l *Log) Read(ctx context.Context, after uint64, f func(line []byte, e Entr
 	return nil
 }
 
+// ReadBack calls f with each line before a number, newest first, until it returns false; 0:
+// from the newest on. What is no line is left out; notes made before are in it.
+func (l *Log) ReadBack(ctx context.Context, before uint64, f func(line []byte, e Entry) (more bool)) error {
+	l.flush()
+	readers, err := l.readers(0)
+	defer func() {
+		for _, r := range readers {
+			_ = r.Close() // it was only read
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	for _, r := range slices.Backward(readers) {
+		if first, full := firstOf(filepath.Base(r.Name())); full && before != 0 && first >= before {
+			continue
+		}
+		more := true
+		err := linesBack(r, func(line []byte, whole bool) bool {
+			if !whole || before != 0 && seqOf(line) >= before {
+				return true
+			}
+			if e, err := parse(line); err == nil {
+				more = ctx.Err() == nil && f(line, e)
+			}
+			return more
+		})
+		if err != nil {
+			return err
+		}
+		if !more {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
 // readers opens the files that may have lines after a number. They are opened at one
 // instant, so that none is renamed from under us.
 func (l *Log) readers(after uint64) (open []*os.File, err error) {
@@ -623,6 +661,35 @@ func lines(r io.Reader, f func(line []byte, whole bool) (more bool)) error {
 			return nil
 		}
 	}
+}
+
+// linesBack is lines from the last to the first.
+func linesBack(r *os.File, f func(line []byte, whole bool) (more bool)) error {
+	info, err := r.Stat()
+	if err != nil {
+		return err
+	}
+	var rest []byte // of the line that begins before pos
+	whole := false  // what follows the last newline is none
+	for pos := info.Size(); pos > 0; {
+		n := min(pos, 64<<10)
+		pos -= n
+		block := make([]byte, n, int(n)+len(rest))
+		if _, err := r.ReadAt(block, pos); err != nil {
+			return err
+		}
+		rest = append(block, rest...)
+		for i := bytes.LastIndexByte(rest, '\n'); i >= 0; i = bytes.LastIndexByte(rest, '\n') {
+			if line := rest[i+1:]; (whole || len(line) > 0) && !f(line, whole) {
+				return nil
+			}
+			rest, whole = rest[:i], true
+		}
+	}
+	if len(rest) > 0 {
+		f(rest, whole)
+	}
+	return nil
 }
 
 func syncDir(dir string) error {
