@@ -77,6 +77,8 @@ var functions = template.FuncMap{
 		return fieldProblem{problemID(field), p.Of(field)}
 	},
 	"field":       func(p problems, f formField, more string) fieldView { return fieldView{p, f, more} },
+	"auditAction": auditAction,
+	"auditTarget": auditTarget,
 	"etag":        etagOf,
 	"nextLife":    func(epoch uint64) uint64 { return epoch + 1 },
 	"roles":       func() []string { return []string{"controlplane", "worker"} },

@@ -109,6 +109,7 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 		"GET /images":                                      {inventory.AccessRead, p.images},
 		"GET /images/{version}/{schematic}/{arch}/delete":  {inventory.AccessOperate, p.askDeleteImage},
 		"POST /images/{version}/{schematic}/{arch}/delete": {inventory.AccessOperate, p.deleteImage},
+		"GET /audit":                                       {inventory.AccessAdmin, p.audit},
 	} {
 		mux.HandleFunc(pattern, p.toPeople(row.role, row.show))
 	}
