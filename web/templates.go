@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"html/template"
 	"io/fs"
+	"math"
 	"path"
 	"strings"
 	"time"
@@ -77,6 +78,8 @@ var functions = template.FuncMap{
 		return fieldProblem{problemID(field), p.Of(field)}
 	},
 	"field":       func(p problems, f formField, more string) fieldView { return fieldView{p, f, more} },
+	"tokenLives":  func() any { return tokenLives },
+	"int64":       func(n uint64) int64 { return int64(min(n, math.MaxInt64)) },
 	"auditAction": auditAction,
 	"auditTarget": auditTarget,
 	"etag":        etagOf,

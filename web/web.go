@@ -110,6 +110,10 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 		"GET /images/{version}/{schematic}/{arch}/delete":  {inventory.AccessOperate, p.askDeleteImage},
 		"POST /images/{version}/{schematic}/{arch}/delete": {inventory.AccessOperate, p.deleteImage},
 		"GET /audit":                                       {inventory.AccessAdmin, p.audit},
+		"GET /settings":                                    {inventory.AccessAdmin, p.settings},
+		"POST /settings/tokens":                            {inventory.AccessAdmin, p.createToken},
+		"GET /settings/tokens/{token}/revoke":              {inventory.AccessAdmin, p.askRevokeToken},
+		"POST /settings/tokens/{token}/revoke":             {inventory.AccessAdmin, p.revokeToken},
 	} {
 		mux.HandleFunc(pattern, p.toPeople(row.role, row.show))
 	}

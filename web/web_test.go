@@ -107,7 +107,7 @@ func newSite(t testing.TB, oidc *OIDC) *site {
 	}
 	now := func() time.Time { return time.Now().Add(time.Duration(s.late.Load())) }
 	logger := zerolog.New(s.logs)
-	server := admin.New(admin.Config{Version: "v0.0.0-test", Trail: s.trail, CA: s.ca, Now: now, MaxWatchers: followers, Logs: s.hall, Transfers: s.hall, Running: s.hall, Pages: func(a *admin.Server) http.Handler {
+	server := admin.New(admin.Config{Version: "v0.0.0-test", Trail: s.trail, CA: s.ca, Now: now, MaxWatchers: followers, Logs: s.hall, Transfers: s.hall, Running: s.hall, Settings: settingsOfTests, Pages: func(a *admin.Server) http.Handler {
 		return New(Config{OIDC: oidc, Now: now}, a, logger)
 	}}, s.keeper, fakeTalos{}, fakeGuards{}, nil, logger)
 	ln, err := net.Listen("tcp", "[::1]:0")
