@@ -294,7 +294,7 @@ func TestChromiumCluster(t *testing.T) {
 	c.Press(kb.Enter)
 	c.Sees(`li[aria-current="step"]`)
 	s.record(inventory.Event{Kind: inventory.BootstrapClaimed, Cluster: "store", Machine: "w-2"})
-	c.Sees(`.steps li:nth-child(2)[aria-current="step"]`)
+	c.Sees(`.stages li:nth-child(2)[aria-current="step"]`)
 	c.Shoot("cluster")
 	c.TabTo(`a[href$="/talosconfig"]`)
 	c.Press(kb.Enter)
