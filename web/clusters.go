@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,25 +29,35 @@ type clusterRow struct {
 }
 
 func (p *Pages) clusters(r *http.Request) (*page, error) {
-	data, err := p.clusterRows(r.Context())
+	status, err := client.Answer[api.Status](p.api.Status(r.Context()))
+	if err != nil {
+		return nil, err
+	}
+	data, err := p.clusterRows(r.Context(), &status)
 	if err != nil {
 		return nil, err
 	}
 	return &page{name: "clusters", title: "Clusters", data: data, live: "/live/clusters"}, nil
 }
 
-func (p *Pages) liveClusters(*http.Request) (liveParts, error) {
+func (p *Pages) liveClusters(r *http.Request) (liveParts, error) {
+	g, err := p.glance(r.Context())
+	if err != nil {
+		return nil, err
+	}
 	return func(ctx context.Context) ([]part, error) {
-		data, err := p.clusterRows(ctx)
+		if p.now().Sub(g.at) >= g.life {
+			if g, err = p.glance(ctx); err != nil {
+				return nil, err
+			}
+		}
+		data, err := p.clusterRows(ctx, &g.status)
 		return []part{{name: "clusters", template: "cluster-rows", data: data}}, err
 	}, nil
 }
 
-func (p *Pages) clusterRows(ctx context.Context) (*clustersData, error) {
-	status, err := client.Answer[api.Status](p.api.Status(ctx))
-	if err != nil {
-		return nil, err
-	}
+// clusterRows are the clusters as they are, and their machines as the status counts them.
+func (p *Pages) clusterRows(ctx context.Context, status *api.Status) (*clustersData, error) {
 	counts := map[string]api.ClusterStatus{}
 	for _, c := range status.Clusters {
 		counts[c.Name] = c
@@ -94,8 +105,17 @@ func (p *Pages) cluster(r *http.Request) (*page, error) {
 
 func (p *Pages) liveCluster(r *http.Request) (liveParts, error) {
 	name := r.PathValue("cluster")
+	g, err := p.glance(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	planes, workers := p.polledMembers(name)
+	if i := slices.IndexFunc(g.status.Clusters, func(c api.ClusterStatus) bool { return c.Name == name }); i >= 0 && g.status.Clusters[i].Machines <= maxPicture {
+		all := p.follow(r.Context(), rackQuery{Cluster: name})
+		planes, workers = withRole{all, "controlplane"}, withRole{all, "worker"}
+	}
 	return func(ctx context.Context) ([]part, error) {
-		d, err := p.clusterNow(ctx, name)
+		d, err := p.clusterOf(ctx, name, planes, workers)
 		if err != nil {
 			return nil, err
 		}
@@ -103,16 +123,40 @@ func (p *Pages) liveCluster(r *http.Request) (liveParts, error) {
 	}, nil
 }
 
+// withRole are those of some machines that have a role.
+type withRole struct {
+	of   machines
+	role string
+}
+
+func (l withRole) list(ctx context.Context, after string, limit int) ([]api.Machine, bool, error) {
+	all, more, err := l.of.list(ctx, after, maxPicture)
+	all = slices.DeleteFunc(all, func(m api.Machine) bool { return m.Role != l.role })
+	return all[:min(limit, len(all))], more || len(all) > limit, err
+}
+
+// polledMembers are the machines of a cluster, asked for each time.
+func (p *Pages) polledMembers(name string) (planes, workers machines) {
+	return polled{p, rackQuery{Cluster: name, Role: "controlplane"}}, polled{p, rackQuery{Cluster: name, Role: "worker"}}
+}
+
+// clusterNow is a cluster as it is.
 func (p *Pages) clusterNow(ctx context.Context, name string) (*clusterData, error) {
+	planes, workers := p.polledMembers(name)
+	return p.clusterOf(ctx, name, planes, workers)
+}
+
+func (p *Pages) clusterOf(ctx context.Context, name string, planes, workers machines) (*clusterData, error) {
 	c, err := client.Answer[api.Cluster](p.api.GetCluster(ctx, name))
 	if err != nil {
 		return nil, err
 	}
 	d := &clusterData{Cluster: c, MayOperate: mayOperate(ctx), MayAdmin: admin.PrincipalOf(ctx).Role.Allows(inventory.AccessAdmin)}
-	if d.ControlPlanes, err = p.members(ctx, name, "controlplane"); err != nil {
+	d.ControlPlanes, d.Workers = members{Cluster: name, Role: "controlplane"}, members{Cluster: name, Role: "worker"}
+	if d.ControlPlanes.Machines, d.ControlPlanes.More, err = planes.list(ctx, "", rowsShown); err != nil {
 		return nil, err
 	}
-	if d.Workers, err = p.members(ctx, name, "worker"); err != nil {
+	if d.Workers.Machines, d.Workers.More, err = workers.list(ctx, "", rowsShown); err != nil {
 		return nil, err
 	}
 	rollout, err := client.Answer[api.Rollout](p.api.GetRollout(ctx, name))
@@ -128,12 +172,6 @@ func (p *Pages) clusterNow(ctx context.Context, name string) (*clusterData, erro
 func notFound(err error) bool {
 	var problem *client.Problem
 	return errors.As(err, &problem) && problem.Status == http.StatusNotFound
-}
-
-func (p *Pages) members(ctx context.Context, cluster, role string) (m members, err error) {
-	m = members{Cluster: cluster, Role: role}
-	m.Machines, m.More, err = polled{p, rackQuery{Cluster: cluster, Role: role}}.list(ctx, "", rowsShown)
-	return m, err
 }
 
 // All is where all of them are listed.

@@ -295,6 +295,8 @@ func TestChromiumCluster(t *testing.T) {
 	c.Sees(`li[aria-current="step"]`)
 	s.record(inventory.Event{Kind: inventory.BootstrapClaimed, Cluster: "store", Machine: "w-2"})
 	c.Sees(`.stages li:nth-child(2)[aria-current="step"]`)
+	s.machine("cp-9", "52:54:00:00:00:09", "store", inventory.ControlPlane)
+	c.Sees(`#machine-cp-9`)
 	c.Shoot("cluster")
 	c.TabTo(`a[href$="/talosconfig"]`)
 	c.Press(kb.Enter)
