@@ -3,6 +3,7 @@
 # make test     every test; says loudly what this machine cannot run
 # make e2e      real UEFI firmware in QEMU against the real daemon (root)
 # make bench    the benchmarks, each a ratio against something in the same run
+# make pictures the pictures in the documents, by the test that takes them
 # make generate the Go client of the API, client/operations.gen.go
 # make lint     go vet, golangci-lint, gofmt
 # make vuln     known vulnerabilities in what we call (govulncheck)
@@ -19,7 +20,7 @@ FUZZTIME ?= 30s
 GOVULNCHECK := $(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 CYCLONEDX   := $(GO) run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 
-.PHONY: all build demo test unit e2e bench generate lint vuln sbom fuzz clean
+.PHONY: all build demo test unit e2e bench pictures generate lint vuln sbom fuzz clean
 
 all: build
 
@@ -67,6 +68,14 @@ e2e:
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./internal/... ./web
+
+# Of the pages as TestBrowser sees them: light, and as wide as a window.
+PICTURES := rack machine reimage cluster discovered
+
+pictures:
+	@mkdir -p bin/pictures docs/pictures
+	SCREENSHOTS=$(CURDIR)/bin/pictures $(GO) test -count=1 -run '^TestBrowser$$' ./internal/daemon
+	@for p in $(PICTURES); do cp bin/pictures/$$p-light-1100.png docs/pictures/$$p.png; done
 
 generate:
 	@mkdir -p bin
