@@ -11,13 +11,16 @@ import (
 	"io"
 	"net/http"
 	"time"
+
+	"github.com/provisiond/provisiond/api"
 )
 
 // reconnect is how long to wait before a stream that broke is begun again.
 const reconnect = time.Second
 
-// maxEvent bounds one event of a stream, in bytes.
-const maxEvent = 1 << 20
+// maxEvent bounds one event of a stream, in bytes: a machine, whose spec can be as large as
+// a body, and JSON can take six bytes for one.
+const maxEvent = 8 * api.MaxBody
 
 // taken is an error of who takes the events.
 type taken struct{ error }

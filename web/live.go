@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -79,7 +80,8 @@ func (p *Pages) keep(ctx context.Context, s *stream, name string, gather livePar
 			p.end(s, name, err)
 			return
 		}
-		sent, err := s.changed(p.templates[name], parts)
+		// What was said of a stream before this one is not true any more.
+		sent, err := s.changed(p.templates[name], slices.Concat(parts, []part{{name: "notice", template: "fresh"}}))
 		if err == nil && !sent && time.Since(quiet) >= heartbeat {
 			sent, err = true, s.send([]byte(":\n\n"))
 		}
@@ -115,6 +117,9 @@ type stream struct {
 	begun bool
 }
 
+// oneLine takes out what ends a line of server-sent events: that is a CR by itself, too.
+var oneLine = strings.NewReplacer("\n", "", "\r", " ")
+
 // say sends one part, whatever the page shows.
 func (s *stream) say(t *templateSet, one part) {
 	_, _ = s.changed(t, []part{one}) // the page's loss
@@ -137,7 +142,7 @@ func (s *stream) changed(t *templateSet, parts []part) (bool, error) {
 		}
 		out.WriteString("event: " + one.name + "\n")
 		for line := range strings.Lines(cmp.Or(text, "\n")) { // without data there is no event
-			out.WriteString("data: " + strings.TrimRight(line, "\r\n") + "\n")
+			out.WriteString("data: " + oneLine.Replace(line) + "\n")
 		}
 		out.WriteString("\n")
 	}

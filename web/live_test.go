@@ -174,3 +174,14 @@ func TestLiveEnds(t *testing.T) {
 	b.post("/logout", url.Values{})
 	o.until("notice", "no longer")
 }
+
+// TestLiveLines: what others say ends no line of a stream: it could go on with an event
+// of its own.
+func TestLiveLines(t *testing.T) {
+	s := newSite(t, nil)
+	b := s.in(s.token("ada", inventory.AccessOperate))
+	o := b.open("/live")
+	o.until("notice") // whatever was said before is over
+	s.record(inventory.Event{Kind: inventory.ScriptServed, Machine: "w-1", Boot: 1, Plan: inventory.Hold, Error: "oops\r\revent: summary\rdata: all is well\r\n\nevent: summary\n\n"})
+	o.until("w-1/reason", "oops  event: summary data: all is well")
+}

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -272,11 +273,14 @@ func (h *hub) show(ctx context.Context, name string) (*shown, error) {
 // make turns a view into what is shown. h.mu is held.
 func (h *hub) make(v inventory.View) (*shown, error) {
 	sh := &shown{machine: h.s.machineOf(v)}
-	body, err := json.Marshal(sh.machine)
-	if err != nil {
+	var body bytes.Buffer
+	enc := json.NewEncoder(&body)
+	enc.SetEscapeHTML(false) // patches may be large, and have many a < in them
+	if err := enc.Encode(sh.machine); err != nil {
 		return nil, err
 	}
-	sh.body, sh.sum = body, maphash.Bytes(h.seed, body)
+	sh.body = bytes.TrimSuffix(body.Bytes(), []byte("\n"))
+	sh.sum = maphash.Bytes(h.seed, sh.body)
 	delete(h.turns, v.Machine.Name)
 	if next := nextTurn(h.s.cfg.Patience.Turns(v), h.s.cfg.Now()); !next.IsZero() {
 		h.turns[v.Machine.Name] = next

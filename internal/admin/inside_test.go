@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"runtime"
 	"strings"
 	"testing"
@@ -78,5 +79,33 @@ func TestInsideStream(t *testing.T) {
 		for len(r.watchers) > 0 {
 			runtime.Gosched() // until the operation has seen that nobody reads
 		}
+	}
+}
+
+// TestInsideLarge: a machine with all the patch that it can have does not break the streams
+// of the others.
+func TestInsideLarge(t *testing.T) {
+	r := newRig(t, Config{})
+	patch := `machine:\n  env:\n    X: '` + strings.Repeat("<", 1<<20-200) + `'\n`
+	r.must(201, "POST", "/api/v1/machines", `{"name":"w-1","macs":["52:54:00:00:00:01"],"role":"worker","patches":["`+patch+`"]}`, nil)
+	c, err := client.New("http://provisiond", client.Options{Transport: r.Inside()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(within(t.Context(), &Principal{Name: "ada", Role: read}))
+	defer cancel()
+	var names []string
+	open := func(last string) (*http.Response, error) {
+		return c.WatchMachines(ctx, client.WatchMachinesParams{LastEventID: last})
+	}
+	err = client.FollowMessages(ctx, "", open, func(m client.Message) error {
+		names = append(names, m.Event)
+		if m.Event == "synced" {
+			cancel()
+		}
+		return nil
+	}, func(err error) { t.Error(err); cancel() })
+	if err != nil || strings.Join(names, " ") != "machine synced" {
+		t.Errorf("%q, %v", names, err)
 	}
 }

@@ -91,8 +91,8 @@ func (t *sessions) of(r *http.Request, now time.Time) *Principal {
 	}
 	t.mu.Lock()
 	x := t.by[sha256.Sum256([]byte(c.Value))]
-	if x != nil && !x.over(now) {
-		x.seen = now
+	if x != nil && !x.over(now) && r.Header.Get("Accept") != "text/event-stream" {
+		x.seen = now // a page that is open asks by itself for what is new
 	}
 	t.mu.Unlock()
 	switch {

@@ -237,6 +237,7 @@ type walk struct {
 	since   time.Time
 	all     bool            // any machine may have changed
 	changed map[string]bool // by events; true: it left a cluster of the client's
+	last    uint64          // event that was read
 }
 
 // begin walks on by a chunk. hub.mu is held.
@@ -244,6 +245,7 @@ func (st *machineStream) begin(ctx context.Context, out *messages) (buf []byte, 
 	w := st.walk
 	if w.reset {
 		w.reset = false
+		clear(st.sent)
 		out.add("reset", []byte("{}"))
 	}
 	// Not those of the client's scope alone, of which there may be none for long.
@@ -268,15 +270,27 @@ func (st *machineStream) begin(ctx context.Context, out *messages) (buf []byte, 
 		} else {
 			st.tell(out, name, sh, w.resumes)
 		}
-		delete(w.changed, name) // the rest is not there for this client
+		delete(w.changed, name)
 	}
 	if len(views) == chunk {
 		return out.bytes(st.id, st.id), true, nil
 	}
-	for _, name := range slices.Sorted(maps.Keys(w.changed)) {
-		if w.changed[name] {
-			out.add("removed", removed(name))
+	if w.resumes { // what happened meanwhile to those that were still to come
+		read, err := st.s.read(ctx, w)
+		if err != nil {
+			return nil, false, err
 		}
+		if !read {
+			st.walk, st.id = &walk{reset: true}, 0
+			return out.bytes(0, 0), true, nil
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.changed)) {
+		sh, err := st.hub.show(ctx, name)
+		if err != nil {
+			return nil, false, err
+		}
+		st.tell(out, name, sh, w.changed[name])
 	}
 	st.walk = nil
 	out.add("synced", []byte("{}"))
@@ -288,27 +302,36 @@ func (st *machineStream) begin(ctx context.Context, out *messages) (buf []byte, 
 // since finds out what may have changed after an event. Of a machine that is not there
 // for who calls they are told nothing but that it left, if it was theirs.
 func (s *Server) since(ctx context.Context, after uint64) (*walk, error) {
-	const size = 500
 	reset := &walk{reset: true}
 	if after == 0 {
 		return reset, nil
 	}
-	w := &walk{resumes: true, changed: map[string]bool{}}
-	last := after - 1
+	list, err := s.inv.Events(ctx, after-1, 1)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) == 0 || list[0].ID != after {
+		return reset, nil
+	}
+	w := &walk{resumes: true, changed: map[string]bool{}, since: list[0].Time, last: after}
+	if read, err := s.read(ctx, w); err != nil || read {
+		return w, err
+	}
+	return reset, nil
+}
+
+// read takes into account what happened since it last did. It returns false if that is
+// too much to be worth it.
+func (s *Server) read(ctx context.Context, w *walk) (bool, error) {
+	const size = 500
 	for scanned := 0; scanned <= maxScan; scanned += size {
-		list, err := s.inv.Events(ctx, last, size)
+		list, err := s.inv.Events(ctx, w.last, size)
 		if err != nil {
-			return nil, err
-		}
-		if last == after-1 {
-			if len(list) == 0 || list[0].ID != after {
-				return reset, nil
-			}
-			w.since, last, list = list[0].Time, after, list[1:]
+			return false, err
 		}
 		for i := range list {
 			e := &list[i]
-			last = e.ID
+			w.last = e.ID
 			switch {
 			case e.Machine != "":
 				w.changed[e.Machine] = w.changed[e.Machine] || !limited(ctx) || e.Left != "" && !foreign(ctx, e.Left)
@@ -316,11 +339,11 @@ func (s *Server) since(ctx context.Context, after uint64) (*walk, error) {
 				w.all = true
 			}
 		}
-		if len(list) < size-1 {
-			return w, nil
+		if len(list) < size {
+			return true, nil
 		}
 	}
-	return reset, nil // it is not worth it
+	return false, nil
 }
 
 // ofMany reports whether what happened changes what machines show that the event does

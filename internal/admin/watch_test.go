@@ -368,6 +368,32 @@ func TestWatchMachinesResumes(t *testing.T) {
 	})
 }
 
+// TestWatchMachinesResumesSlowly: what is removed while the beginning is still being read.
+func TestWatchMachinesResumesSlowly(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, r *rig) {
+		for i := range 3 * chunk {
+			r.must(201, "POST", "/api/v1/machines", fmt.Sprintf(`{"name":"m-%03d","macs":["52-54-00-01-00-%02x"],"role":"worker","cluster":"rack1"}`, i, i), nil)
+		}
+		for _, p := range []*Principal{root, limitedTo1} {
+			first := r.watch(t, p, "")
+			first.all(much)
+			first.end()
+			slow := r.open(t, p, "", "Last-Event-ID", first.lastID())
+			synctest.Wait() // it has begun, and nobody reads
+			last := fmt.Sprintf("m-%03d", 3*chunk-1)
+			r.must(204, "DELETE", "/api/v1/machines/"+last, "", nil)
+			r.must(204, "DELETE", "/api/v1/machines/spare", "", nil) // in no cluster
+			slow.read()
+			if got := fmt.Sprint(slow.all(much)); !strings.Contains(got, last) || strings.Contains(got, "spare") != (p == root) {
+				t.Errorf("%s is told %s", p.Name, got)
+			}
+			slow.end()
+			r.must(201, "POST", "/api/v1/machines", `{"name":"`+last+`","macs":["52-54-00-02-00-01"],"role":"worker","cluster":"rack1"}`, nil)
+			r.must(201, "POST", "/api/v1/machines", `{"name":"spare","macs":["52-54-00-02-00-02"],"role":"worker"}`, nil)
+		}
+	})
+}
+
 // TestWatchMachinesResumesWithoutEvents: what changed and no event tells of.
 func TestWatchMachinesResumesWithoutEvents(t *testing.T) {
 	transfers := &fakeTransfers{}
