@@ -247,6 +247,11 @@ func TestResetCluster(t *testing.T) {
 			t.Errorf("%d %s", got.code, got.text)
 		}
 	}
+	form.Set("dead", "w-3")
+	form.Set("epoch", "2")
+	if got = b.post("/clusters/store/reset", form); got.code != 409 || !got.has(`<p id="problem-dead" class="bad">`) {
+		t.Errorf("one that is none of its control planes is dead: %d %s", got.code, got.text)
+	}
 	if got = b.get("/clusters/store"); !got.has("Life 2", "w-2") {
 		t.Errorf("%s", got.text)
 	}

@@ -55,7 +55,7 @@ func TestSubnets(t *testing.T) {
 		for _, row := range strings.Split(got.text, `<th scope="row"><code>`)[1:] {
 			address, _, _ := strings.Cut(row, "<")
 			if seen[address] {
-				t.Errorf("%s is listed twice", address)
+				t.Fatalf("%s is listed twice", address)
 			}
 			seen[address] = true
 		}
