@@ -37,7 +37,7 @@ const (
 	// heartbeat is how often a stream says something although nothing has changed, so that both
 	// ends notice when the other is gone.
 	heartbeat = 15 * time.Second
-	// maxOpen is how many pages can be kept up to date at once.
+	// maxOpen is how many pages can be kept up to date at once, a quarter of them for one person.
 	maxOpen = 256
 )
 
@@ -50,13 +50,12 @@ func (p *Pages) toWatchers(name string, begin func(*http.Request) (liveParts, er
 			s.say(p.templates[name], part{name: "notice", template: "logged-out"})
 			return
 		}
-		select {
-		case p.open <- struct{}{}:
-			defer func() { <-p.open }()
-		default:
+		leave, ok := p.open.Take(r.Context())
+		if !ok {
 			http.Error(w, "too many pages are open", http.StatusServiceUnavailable)
 			return
 		}
+		defer leave()
 		gather, err := begin(r)
 		if err != nil {
 			p.end(&s, name, err)
@@ -80,8 +79,11 @@ func (p *Pages) keep(ctx context.Context, s *stream, name string, gather livePar
 			p.end(s, name, err)
 			return
 		}
-		// What was said of a stream before this one is not true any more.
-		sent, err := s.changed(p.templates[name], slices.Concat(parts, []part{{name: "notice", template: "fresh"}}))
+		if !slices.ContainsFunc(parts, func(one part) bool { return one.name == "notice" }) {
+			// What was said of a stream before this one is not true any more.
+			parts = slices.Concat(parts, []part{{name: "notice", template: "fresh"}})
+		}
+		sent, err := s.changed(p.templates[name], parts)
 		if err == nil && !sent && time.Since(quiet) >= heartbeat {
 			sent, err = true, s.send([]byte(":\n\n"))
 		}

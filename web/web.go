@@ -45,7 +45,7 @@ type Pages struct {
 	now       func() time.Time
 	log       zerolog.Logger
 	templates map[string]*templateSet
-	open      chan struct{} // one for each page that is kept up to date
+	open      *admin.Places // of pages that are kept up to date
 	routes    http.Handler
 }
 
@@ -62,7 +62,7 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 	if err != nil {
 		panic(err) // the address is right for everybody
 	}
-	p := &Pages{operators: operators, api: inside, now: cfg.Now, log: log, templates: templates(), open: make(chan struct{}, maxOpen)}
+	p := &Pages{operators: operators, api: inside, now: cfg.Now, log: log, templates: templates(), open: admin.NewPlaces(maxOpen)}
 	if p.now == nil {
 		p.now = time.Now
 	}

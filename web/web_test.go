@@ -36,6 +36,7 @@ type site struct {
 	ca     *ca.CA
 	addr   string
 	logs   *lockedBuffer
+	pages  *Pages
 	hall   *fakeMachines
 	late   atomic.Int64 // how much later it is than it is, in nanoseconds
 }
@@ -108,7 +109,8 @@ func newSite(t testing.TB, oidc *OIDC) *site {
 	now := func() time.Time { return time.Now().Add(time.Duration(s.late.Load())) }
 	logger := zerolog.New(s.logs)
 	server := admin.New(admin.Config{Version: "v0.0.0-test", Trail: s.trail, CA: s.ca, Now: now, MaxWatchers: followers, Logs: s.hall, Transfers: s.hall, Running: s.hall, Settings: settingsOfTests, Pages: func(a *admin.Server) http.Handler {
-		return New(Config{OIDC: oidc, Now: now}, a, logger)
+		s.pages = New(Config{OIDC: oidc, Now: now}, a, logger)
+		return s.pages
 	}}, s.keeper, fakeTalos{}, fakeGuards{}, nil, logger)
 	ln, err := net.Listen("tcp", "[::1]:0")
 	if err != nil {
@@ -151,6 +153,16 @@ func (t *trail) Append(ctx context.Context, e audit.Entry) error {
 type archive struct{ *storetest.Memory }
 
 func (archive) Backup(context.Context, io.Writer) error { return nil }
+
+// await waits for a condition.
+func (s *site) await(what string, holds func() bool) {
+	s.t.Helper()
+	for end := time.Now().Add(time.Minute); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			s.t.Fatalf("it does not come that %s", what)
+		}
+	}
+}
 
 func (s *site) record(e inventory.Event) {
 	s.t.Helper()

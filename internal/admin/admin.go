@@ -35,7 +35,8 @@ type Config struct {
 	Version string
 	// MaxBlob is the largest boot file that can be uploaded, in bytes. 0: 1 GiB.
 	MaxBlob int64
-	// MaxWatchers is how many may follow the events at once. 0: 256.
+	// MaxWatchers is how many may follow something at once, and a quarter of that one of
+	// them. 0: 256.
 	MaxWatchers int
 	// Trail is where it is kept who did what. nil: nowhere.
 	Trail Trail
@@ -75,7 +76,7 @@ type Server struct {
 	guards   Guards
 	blobs    Blobs
 	log      zerolog.Logger
-	watchers chan struct{} // one token for each follower of the events
+	watchers *Places // of those who follow something
 	guesses  *guesses
 	refusals refusals
 	sessions *sessions
@@ -105,7 +106,7 @@ func New(cfg Config, inv Inventory, talos Talos, guards Guards, blobs Blobs, log
 	}
 	s := &Server{
 		cfg: cfg, inv: scope{inv}, talos: talos, guards: guards, blobs: blobs, log: log,
-		watchers: make(chan struct{}, cfg.MaxWatchers), guesses: newGuesses(), refusals: refusals{limit: rate.NewLimiter(1, 60)}, sessions: newSessions(),
+		watchers: NewPlaces(cfg.MaxWatchers), guesses: newGuesses(), refusals: refusals{limit: rate.NewLimiter(1, 60)}, sessions: newSessions(),
 	}
 	router, _ := s.router()
 	s.inside = s.logged(router)

@@ -93,7 +93,7 @@ type watchInput struct {
 }
 
 func (s *Server) watchEvents(ctx context.Context, in *watchInput) (*huma.StreamResponse, error) {
-	leave, err := s.follower()
+	leave, err := s.follower(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -130,13 +130,12 @@ func resumesAt(lastEventID, after string) (id uint64, given bool, err error) {
 }
 
 // follower takes a place among those who follow something.
-func (s *Server) follower() (leave func(), err error) {
-	select {
-	case s.watchers <- struct{}{}:
-		return func() { <-s.watchers }, nil
-	default:
-		return nil, huma.Error503ServiceUnavailable(fmt.Sprintf("%d follow already", cap(s.watchers)))
+func (s *Server) follower(ctx context.Context) (leave func(), err error) {
+	leave, ok := s.watchers.Take(ctx)
+	if !ok {
+		return nil, huma.Error503ServiceUnavailable(fmt.Sprintf("there are %d places to follow something, a quarter of them for one caller, and there is none left", s.cfg.MaxWatchers))
 	}
+	return leave, nil
 }
 
 func (s *Server) begin(ctx context.Context, in *watchInput) (uint64, error) {

@@ -76,7 +76,7 @@ func TestInsideStream(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.must(204, "DELETE", "/api/v1/machines/w-1", "", nil)
-		for len(r.watchers) > 0 {
+		for r.watchers.Taken() > 0 {
 			runtime.Gosched() // until the operation has seen that nobody reads
 		}
 	}

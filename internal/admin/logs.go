@@ -79,7 +79,7 @@ func (s *Server) machineLogs(ctx context.Context, in *logsInput) (*huma.StreamRe
 
 // followLogs streams what first returns, and then what comes after it; nothing: after an id.
 func (s *Server) followLogs(ctx context.Context, machine string, last uint64, first func() ([]api.LogLine, error)) (*huma.StreamResponse, error) {
-	leave, err := s.follower()
+	leave, err := s.follower(ctx)
 	if err != nil {
 		return nil, err
 	}

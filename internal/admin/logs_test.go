@@ -129,7 +129,7 @@ func (f *follower) nextLine() (l api.LogLine, ok bool) {
 
 func TestFollowLogs(t *testing.T) {
 	logs := &fakeLogs{}
-	r := seed(t, Config{Logs: logs, MaxWatchers: 4})
+	r := seed(t, Config{Logs: logs, MaxWatchers: 16})
 	url := r.serve(t) + "/api/v1/machines/cp-1/logs?follow=true"
 	for i := range 5 {
 		logs.add("cp-1", fmt.Sprint("line ", i+1))

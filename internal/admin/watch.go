@@ -89,7 +89,7 @@ func (s *Server) newMachineStream(ctx context.Context, in *watchMachinesInput) (
 	if err != nil {
 		return nil, err
 	}
-	leave, err := s.follower()
+	leave, err := s.follower(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -507,7 +507,7 @@ func TestWatchMachinesEnds(t *testing.T) {
 		r.label("1", "cp-1")
 		f.want(soon)
 		other.want(0, "cp-1", "spare", "w-b", "synced", "cp-1")
-		if third := r.watch(t, root, ""); third.status != http.StatusOK {
+		if third := r.watch(t, &Principal{Name: "ada", Via: ViaToken, Role: read}, ""); third.status != http.StatusOK {
 			t.Errorf("the place is not free: %d", third.status)
 		}
 	})

@@ -1,6 +1,59 @@
 // What the pages do by themselves, beside htmx: say how long ago something was, choose all
 // rows of a list at once, and let go of old lines.
 
+// A browser keeps no more than six connections to a server, over all its tabs, and an open
+// page has one of them. So a page that nobody sees gives its own back, and is told everything
+// again when it is seen. To htmx it is an EventSource.
+class WhileSeen extends EventTarget {
+	#url;
+	#source = null;
+	#names = new Set();
+	#turn = () => (document.hidden ? this.#pause() : this.#go());
+
+	constructor(url) {
+		super();
+		this.#url = url;
+		document.addEventListener("visibilitychange", this.#turn);
+		this.#turn();
+	}
+
+	#go() {
+		if (this.#source) {
+			return;
+		}
+		this.#source = new EventSource(this.#url);
+		this.#source.onopen = (e) => this.onopen?.(e);
+		this.#source.onerror = (e) => this.onerror?.(e);
+		this.#names.forEach((name) => this.#source.addEventListener(name, this));
+	}
+
+	#pause() {
+		this.#source?.close();
+		this.#source = null;
+	}
+
+	handleEvent(e) {
+		this.dispatchEvent(new MessageEvent(e.type, { data: e.data }));
+	}
+
+	addEventListener(name, listener) {
+		super.addEventListener(name, listener);
+		this.#names.add(name);
+		this.#source?.addEventListener(name, this);
+	}
+
+	get readyState() {
+		return this.#source ? this.#source.readyState : EventSource.CONNECTING;
+	}
+
+	close() {
+		document.removeEventListener("visibilitychange", this.#turn);
+		this.#pause();
+	}
+}
+
+htmx.createEventSource = (url) => new WhileSeen(url);
+
 const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
 
 // ago is a time in the two units that matter: "3 min 20 s".
