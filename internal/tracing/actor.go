@@ -16,7 +16,7 @@ import (
 
 const (
 	every    = 5 * time.Second  // is looked at what happened
-	rest     = 10 * time.Second // after the collector took nothing
+	rest     = 10 * time.Second // after the collector did not take all
 	keep     = time.Hour        // a trace that the collector does not take
 	together = 64               // traces, at most some 16 spans each, in a request
 	page     = 512
@@ -47,7 +47,7 @@ type Actor struct {
 
 	open map[string]bool   // machines with boots to be looked at
 	next map[string]uint64 // the first boot of a machine that is not dealt with; none: the first
-	down bool              // the collector took nothing when it was last asked
+	down bool              // the collector did not take all when it was last asked
 }
 
 // New returns an actor. It does nothing until Run. stalls is how long phases may last.
@@ -181,17 +181,23 @@ func (a *Actor) over(ctx context.Context, name string) (done []finished, err err
 	return done, nil
 }
 
-// send gives traces to the collector, and says whether it took them. Those that it
-// refuses, or has not taken for long, are dropped.
+// send gives traces to the collector, and says whether it took them. A request that it
+// refuses is sent again trace by trace, since one may be all that it does not like.
 func (a *Actor) send(ctx context.Context, batch []finished) bool {
 	if len(batch) == 0 {
 		return true
 	}
-	var spans []*tracepb.Span
-	for _, f := range batch {
-		spans = append(spans, f.spans...)
+	err := a.give(ctx, batch)
+	if len(batch) > 1 && errors.Is(err, errRefused) {
+		err = nil
+		for i := range batch {
+			one := a.give(ctx, batch[i:i+1])
+			if err = cmp.Or(err, one); one != nil && !errors.Is(one, errRefused) {
+				err = one // the others wait for when it answers again
+				break
+			}
+		}
 	}
-	err := a.to.Send(ctx, spans)
 	if err != nil && ctx.Err() != nil {
 		return false
 	}
@@ -199,15 +205,31 @@ func (a *Actor) send(ctx context.Context, batch []finished) bool {
 	case err == nil && a.down:
 		a.log.Info().Msg("the collector takes traces again")
 	case err != nil && !a.down:
-		a.log.Warn().Err(err).Int("traces", len(batch)).Msg("the collector takes no traces")
+		a.log.Warn().Err(err).Int("traces", len(batch)).Msg("the collector does not take all traces")
 	}
 	a.down = err != nil
+	return err == nil
+}
+
+// give sends traces in one request, and counts what became of them. One that is
+// refused, or was not taken for long, is dropped; several that are refused together are
+// not dealt with yet.
+func (a *Actor) give(ctx context.Context, batch []finished) error {
+	var spans []*tracepb.Span
+	for _, f := range batch {
+		spans = append(spans, f.spans...)
+	}
+	err := a.to.Send(ctx, spans)
+	refused := errors.Is(err, errRefused)
+	if err != nil && ctx.Err() != nil || refused && len(batch) > 1 {
+		return err
+	}
 	now := time.Now()
 	for _, f := range batch {
 		switch {
 		case err == nil:
 			a.counts.sent.Inc()
-		case errors.Is(err, errRefused) || now.Sub(f.at) > keep:
+		case refused || now.Sub(f.at) > keep:
 			a.counts.dropped.Inc()
 		default:
 			a.counts.failed.Inc()
@@ -215,7 +237,7 @@ func (a *Actor) send(ctx context.Context, batch []finished) bool {
 		}
 		a.next[f.machine] = f.boot + 1
 	}
-	return err == nil
+	return err
 }
 
 // counters count traces of boots by what became of them, resolved once.

@@ -84,6 +84,8 @@ func (r *rack) WatchMachines() (<-chan struct{}, func() []string, func()) {
 type sink struct {
 	mu     sync.Mutex
 	err    error
+	hates  string // a machine: requests with a trace of it are refused
+	fails  string // a machine: requests with a trace of it alone fail
 	boots  []string
 	most   int
 	closed bool
@@ -96,6 +98,7 @@ func (s *sink) Send(_ context.Context, spans []*tracepb.Span) error {
 	if s.err != nil {
 		return s.err
 	}
+	var boots []string
 	for _, span := range spans {
 		if span.Name != "boot" {
 			continue
@@ -104,8 +107,15 @@ func (s *sink) Send(_ context.Context, spans []*tracepb.Span) error {
 		for _, kv := range span.Attributes {
 			said[kv.Key] = kv.Value.GetStringValue()
 		}
-		s.boots = append(s.boots, fmt.Sprintf("%s/%s %s", said["provisiond.machine"], said["provisiond.boot"], said["provisiond.outcome"]))
+		if said["provisiond.machine"] == s.hates {
+			return fmt.Errorf("%w: 400 Bad Request", errRefused)
+		}
+		boots = append(boots, fmt.Sprintf("%s/%s %s", said["provisiond.machine"], said["provisiond.boot"], said["provisiond.outcome"]))
 	}
+	if len(boots) == 1 && s.fails != "" && strings.HasPrefix(boots[0], s.fails+"/") {
+		return errors.New("503 Service Unavailable")
+	}
+	s.boots = append(s.boots, boots...)
 	return nil
 }
 
@@ -255,6 +265,28 @@ func TestActor(t *testing.T) {
 		b.put("w-1", done(2), done(1))
 		pass(time.Minute)
 		b.want(t, 1, 0, 1, "w-1/2 ready")
+	})
+	scene("a collector that refuses one of many", func(t *testing.T, b *bench) {
+		b.sink.hates = "w-2"
+		b.put("w-1", done(2), done(1))
+		b.put("w-2", done(1))
+		b.put("w-3", done(1))
+		pass(time.Minute)
+		b.want(t, 3, 0, 1, "w-1/1 ready", "w-1/2 ready", "w-3/1 ready")
+	})
+	scene("a collector that refuses one of many, and then is down", func(t *testing.T, b *bench) {
+		b.sink.hates, b.sink.fails = "w-2", "w-1"
+		b.put("w-1", done(2), done(1))
+		b.put("w-2", done(1))
+		pass(every)
+		if s, f, d := testutil.ToFloat64(b.actor.counts.sent), testutil.ToFloat64(b.actor.counts.failed), testutil.ToFloat64(b.actor.counts.dropped); s != 0 || f != 1 || d > 1 {
+			t.Errorf("%v sent, %v failed, %v dropped", s, f, d)
+		}
+		b.sink.mu.Lock()
+		b.sink.fails = ""
+		b.sink.mu.Unlock()
+		pass(time.Minute)
+		b.want(t, 2, 1, 1, "w-1/1 ready", "w-1/2 ready")
 	})
 	scene("boots that are forgotten by now", func(t *testing.T, b *bench) {
 		b.put("w-1", done(1))
