@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"encoding/hex"
 	"errors"
@@ -177,7 +178,8 @@ func toServer(f gopacket.Packet) (p api.Packet, ok bool) {
 		return p, false
 	}
 	p.Hex, p.Source, p.Destination = hex.EncodeToString(udp.Payload), ip.SrcIP.String(), ip.DstIP.String()
-	if eth, ok := f.Layer(layers.LayerTypeEthernet).(*layers.Ethernet); ok {
+	// A loopback has no addresses, so that what a relay on this host forwards comes from zeros.
+	if eth, ok := f.Layer(layers.LayerTypeEthernet).(*layers.Ethernet); ok && !bytes.Equal(eth.SrcMAC, make([]byte, 6)) {
 		p.LinkLayer = eth.SrcMAC.String()
 	}
 	return p, true

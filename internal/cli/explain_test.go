@@ -17,9 +17,9 @@ import (
 )
 
 // frame is a UDP packet on the wire, in a VLAN if it is not 0.
-func frame(t *testing.T, port layers.UDPPort, vlan uint16, payload string) []byte {
+func frame(t *testing.T, from net.HardwareAddr, port layers.UDPPort, vlan uint16, payload string) []byte {
 	t.Helper()
-	eth := &layers.Ethernet{SrcMAC: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}, DstMAC: net.HardwareAddr{0x33, 0x33, 0, 1, 0, 2}, EthernetType: layers.EthernetTypeIPv6}
+	eth := &layers.Ethernet{SrcMAC: from, DstMAC: net.HardwareAddr{0x33, 0x33, 0, 1, 0, 2}, EthernetType: layers.EthernetTypeIPv6}
 	ip := &layers.IPv6{Version: 6, NextHeader: layers.IPProtocolUDP, HopLimit: 1, SrcIP: net.ParseIP("fe80::1"), DstIP: net.ParseIP("ff02::1:2")}
 	udp := &layers.UDP{SrcPort: 546, DstPort: port}
 	if err := udp.SetNetworkLayerForChecksum(ip); err != nil {
@@ -39,9 +39,10 @@ func frame(t *testing.T, port layers.UDPPort, vlan uint16, payload string) []byt
 
 // TestReadCapture: both forms of captures, and in them the packets to a server.
 func TestReadCapture(t *testing.T) {
+	nic, lo := net.HardwareAddr{0x52, 0x54, 0, 0, 0, 1}, make(net.HardwareAddr, 6)
 	frames := [][]byte{
-		frame(t, 547, 0, "\x01abcdef"), frame(t, 546, 0, "an answer"), frame(t, 53, 0, "something else"),
-		frame(t, 547, 7, "\x03in a VLAN"), {1, 2, 3},
+		frame(t, nic, 547, 0, "\x01abcdef"), frame(t, nic, 546, 0, "an answer"), frame(t, nic, 53, 0, "something else"),
+		frame(t, nic, 547, 7, "\x03in a VLAN"), {1, 2, 3}, frame(t, lo, 547, 0, "\x0cfrom a relay on this host"),
 	}
 	info := func(b []byte) gopacket.CaptureInfo {
 		return gopacket.CaptureInfo{Timestamp: time.Unix(0, 0), CaptureLength: len(b), Length: len(b)}
@@ -76,7 +77,7 @@ func TestReadCapture(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := readCapture(&b, "-")
-		if err != nil || len(got) != 2 {
+		if err != nil || len(got) != 3 {
 			t.Fatalf("%s: %+v, %v", form, got, err)
 		}
 		if p := got[0]; p.Hex != "01616263646566" || p.Source != "fe80::1" || p.Destination != "ff02::1:2" || p.LinkLayer != "52:54:00:00:00:01" {
@@ -84,6 +85,9 @@ func TestReadCapture(t *testing.T) {
 		}
 		if !strings.HasPrefix(got[1].Hex, "03") {
 			t.Errorf("%s: %+v", form, got[1])
+		}
+		if p := got[2]; !strings.HasPrefix(p.Hex, "0c") || p.LinkLayer != "" {
+			t.Errorf("%s: on a loopback: %+v", form, p)
 		}
 	}
 	dir := t.TempDir()
