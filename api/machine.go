@@ -192,12 +192,12 @@ type Stranger struct {
 	FirstSeen time.Time `json:"firstSeen"`
 	LastSeen  time.Time `json:"lastSeen" doc:"To the minute"`
 
-	Suggestion Suggestion `json:"suggestion" doc:"How it could be registered; no two of a list have the same name or address"`
+	Suggestion Suggestion `json:"suggestion,omitzero" doc:"How it could be registered; no two of a list have the same name or address. Absent after the first 64 of a list: ask for the one by its mac"`
 }
 
 // Suggestion is how a discovered NIC could be registered. Nothing of it is reserved.
 type Suggestion struct {
 	Name    string `json:"name" doc:"The relay's port if that is such as rack3-u7; else the next of the numbered names that most machines have" example:"w-7"`
 	Subnet  string `json:"subnet,omitempty" doc:"Where it was seen, if there is such a subnet"`
-	Address string `json:"address,omitempty" doc:"What registering it would allocate; absent: there is nothing to allocate"`
+	Address string `json:"address,omitempty" doc:"What registering it would allocate; absent: there is nothing to allocate, or one before it in the list found its subnet full"`
 }

@@ -51,6 +51,11 @@ type PutClusterParams struct {
 	IfMatch string // Only if the record still has this ETag; * for: only if it exists
 }
 
+// ListDiscoveredParams are parameters of ListDiscovered; one that is zero is not sent.
+type ListDiscoveredParams struct {
+	Mac string // Only this NIC, if it is one of them
+}
+
 // ListEventsParams are parameters of ListEvents; one that is zero is not sent.
 type ListEventsParams struct {
 	Machine string // Only events of this machine
@@ -360,10 +365,13 @@ func (c *Client) GetTalosconfig(ctx context.Context, cluster string, edit ...Edi
 }
 
 // ListDiscovered is GET /api/v1/discovered: List NICs that belong to no machine.
-func (c *Client) ListDiscovered(ctx context.Context, edit ...Edit) (*http.Response, error) {
+func (c *Client) ListDiscovered(ctx context.Context, params ListDiscoveredParams, edit ...Edit) (*http.Response, error) {
 	return c.send(ctx, request{
 		method: http.MethodGet,
 		path:   path("/api/v1/discovered"),
+		query: url.Values{
+			"mac": values(params.Mac),
+		},
 	}, edit)
 }
 

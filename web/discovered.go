@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"net/http"
-	"slices"
 
 	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/client"
@@ -35,7 +34,7 @@ func (p *Pages) liveDiscovered(*http.Request) (liveParts, error) {
 }
 
 func (p *Pages) strangers(ctx context.Context) (*discoveredData, error) {
-	list, err := client.Answer[api.List[api.Stranger]](p.api.ListDiscovered(ctx))
+	list, err := client.Answer[api.List[api.Stranger]](p.api.ListDiscovered(ctx, client.ListDiscoveredParams{}))
 	return &discoveredData{list.Items, mayOperate(ctx)}, err
 }
 
@@ -59,15 +58,14 @@ func (p *Pages) adopt(r *http.Request) (*page, error) {
 }
 
 func (p *Pages) stranger(ctx context.Context, mac string) (api.Stranger, error) {
-	data, err := p.strangers(ctx)
+	list, err := client.Answer[api.List[api.Stranger]](p.api.ListDiscovered(ctx, client.ListDiscoveredParams{Mac: mac}))
 	if err != nil {
 		return api.Stranger{}, err
 	}
-	i := slices.IndexFunc(data.NICs, func(s api.Stranger) bool { return s.MAC == mac })
-	if i < 0 {
+	if mac == "" || len(list.Items) == 0 {
 		return api.Stranger{}, &admin.Refusal{Status: http.StatusNotFound, Reason: "No NIC " + mac + " is among those that belong to no machine. Somebody may have registered it by now."}
 	}
-	return data.NICs[i], nil
+	return list.Items[0], nil
 }
 
 // adoption is the form with what is most likely meant.

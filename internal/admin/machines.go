@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -53,7 +54,7 @@ func (s *Server) machineRoutes(doc huma.API) {
 	register(s, doc, needs{read, scoped, looks}, huma.Operation{OperationID: "list-boots", Method: http.MethodGet, Path: "/machines/{machine}/boots", Tags: tags,
 		Summary: "List the last boots of a machine", Description: "Newest first, each with the time of its steps."}, s.listBoots, http.StatusNotFound)
 	register(s, doc, needs{read, rackWide, looks}, huma.Operation{OperationID: "list-discovered", Method: http.MethodGet, Path: "/discovered", Tags: tags,
-		Summary: "List NICs that belong to no machine", Description: "The one seen last first. Each with a suggestion how to register it: see create-machine and adopt-machine."}, s.listDiscovered)
+		Summary: "List NICs that belong to no machine", Description: "The one seen last first. The first 64, and one that is asked for by its mac, with a suggestion how to register it: see create-machine and adopt-machine."}, s.listDiscovered)
 }
 
 func (s *Server) listMachines(ctx context.Context, in *struct {
@@ -377,26 +378,44 @@ func (s *Server) listBoots(ctx context.Context, in *MachinePath) (*struct{ Body 
 	return out, nil
 }
 
-func (s *Server) listDiscovered(ctx context.Context, _ *struct{}) (*struct{ Body api.List[api.Stranger] }, error) {
+func (s *Server) listDiscovered(ctx context.Context, in *struct {
+	MAC string `query:"mac" doc:"Only this NIC, if it is one of them" example:"52:54:00:00:00:01"`
+}) (*struct{ Body api.List[api.Stranger] }, error) {
 	list, err := s.inv.Strangers(ctx)
 	if err != nil {
 		return nil, err
 	}
 	out := &struct{ Body api.List[api.Stranger] }{}
 	out.Body.Items = make([]api.Stranger, 0, len(list)) // the inventory bounds them
+	from, to := 0, len(list)
+	if in.MAC != "" {
+		mac, err := inventory.ParseMAC(in.MAC)
+		if err != nil {
+			return nil, badField("query.mac", "a MAC such as 52:54:00:00:00:01", "%q is none", in.MAC)
+		}
+		if from = slices.IndexFunc(list, func(st inventory.Stranger) bool { return st.MAC == mac }); from < 0 {
+			return out, nil
+		}
+		// The suggestion is as the whole list has it, so that no two are asked for one by one and told the same.
+		if last := inventory.MaxSuggested - 1; from > last {
+			list[from], list[last] = list[last], list[from]
+			from = last
+		}
+		to = from + 1
+	}
 	suggested, err := s.inv.Suggest(ctx, list)
 	if err != nil {
 		return nil, err
 	}
 	who := PrincipalOf(ctx)
-	for i, st := range list {
+	for i := from; i < to; i++ {
 		var code string
 		if who != nil && who.Role.Allows(operate) {
-			if code, err = s.inv.AdoptionCode(ctx, st.MAC); err != nil {
+			if code, err = s.inv.AdoptionCode(ctx, list[i].MAC); err != nil {
 				return nil, err
 			}
 		}
-		out.Body.Items = append(out.Body.Items, strangerOf(st, code, &suggested[i]))
+		out.Body.Items = append(out.Body.Items, strangerOf(list[i], code, &suggested[i]))
 	}
 	return out, nil
 }

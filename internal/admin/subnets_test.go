@@ -1,7 +1,9 @@
 package admin
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/provisiond/provisiond/api"
 	"github.com/provisiond/provisiond/internal/inventory"
@@ -142,4 +144,44 @@ func TestDiscoveredSuggests(t *testing.T) {
 			t.Errorf("%+v became %+v", st, m)
 		}
 	}
+}
+
+// TestDiscoveredByMAC: one that the list has no suggestion for is asked for by its MAC.
+func TestDiscoveredByMAC(t *testing.T) {
+	r := seed(t, Config{})
+	for i := range inventory.MaxSuggested + 3 {
+		e := inventory.Event{
+			Kind: inventory.Solicited, MAC: inventory.MAC(fmt.Sprintf("52:54:00:00:01:%02x", i)), Client: inventory.FirmwarePXE, Subnet: "rack",
+			Time: time.Now().Add(-time.Duration(i) * time.Minute),
+		}
+		if _, err := r.keeper.Record(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var all api.List[api.Stranger]
+	r.must(200, "GET", "/api/v1/discovered", "", &all)
+	if len(all.Items) != inventory.MaxSuggested+3 {
+		t.Fatalf("%d", len(all.Items))
+	}
+	for i, st := range all.Items {
+		if suggested := st.Suggestion != (api.Suggestion{}); suggested != (i < inventory.MaxSuggested) {
+			t.Errorf("%d: %+v", i, st.Suggestion)
+		}
+	}
+	for _, i := range []int{0, 1, inventory.MaxSuggested, inventory.MaxSuggested + 2} {
+		var one api.List[api.Stranger]
+		want := all.Items[i]
+		r.must(200, "GET", "/api/v1/discovered?mac="+want.MAC, "", &one)
+		if len(one.Items) != 1 || one.Items[0].MAC != want.MAC || one.Items[0].Suggestion.Name == "" || one.Items[0].Suggestion.Address == "" {
+			t.Fatalf("%d: %+v", i, one)
+		}
+		if i < inventory.MaxSuggested && one.Items[0].Suggestion != want.Suggestion {
+			t.Errorf("%d: alone %+v, in the list %+v", i, one.Items[0].Suggestion, want.Suggestion)
+		}
+	}
+	var none api.List[api.Stranger]
+	if r.must(200, "GET", "/api/v1/discovered?mac=52:54:00:00:99:99", "", &none); len(none.Items) != 0 {
+		t.Errorf("%+v", none)
+	}
+	r.must(422, "GET", "/api/v1/discovered?mac=x", "", nil)
 }

@@ -174,7 +174,7 @@ func (a *app) discoveredCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		strangers, err := client.Answer[api.List[api.Stranger]](c.ListDiscovered(cmd.Context()))
+		strangers, err := client.Answer[api.List[api.Stranger]](c.ListDiscovered(cmd.Context(), client.ListDiscoveredParams{}))
 		if err != nil {
 			return err
 		}

@@ -22,8 +22,14 @@ type Suggestion struct {
 // maxStems is how many kinds of names are tried for a suggestion, each with a look at a machine.
 const maxStems = 8
 
-// Suggest returns a name and an address for each of a list of strangers, no two the
-// same. The address is the one that registering would allocate.
+// MaxSuggested is for how many strangers of a list there are suggestions: each takes up to
+// some thousand looks at addresses, and anybody on a segment can make strangers.
+const MaxSuggested = 64
+
+// Suggest returns a name and an address for each of the first MaxSuggested of a list of
+// strangers, no two the same, and nothing for the others. The address is the one that
+// registering would allocate; after the first that finds its subnet full, others of that
+// subnet get none.
 //
 // The name is the port that a relay heard the stranger on, where that is one as people
 // give them, such as rack3-u7: a DNS label with a letter, a hyphen and a number at its
@@ -31,6 +37,10 @@ const maxStems = 8
 // machines have, as far as they are not those of control planes: w-7 after w-6, w-07 after
 // w-06; node-1 is the first where there are none.
 func (k *Keeper) Suggest(ctx context.Context, list []Stranger) ([]Suggestion, error) {
+	out := make([]Suggestion, len(list))
+	if len(list) == 0 {
+		return out, nil
+	}
 	taken := k.macs.machines()
 	next := numbered(taken, func(name string) bool {
 		v, err := k.Machine(ctx, name)
@@ -41,8 +51,9 @@ func (k *Keeper) Suggest(ctx context.Context, list []Stranger) ([]Suggestion, er
 		ports[list[i].Port]++
 	}
 	promised := map[netip.Addr]bool{}
-	out := make([]Suggestion, len(list))
-	for i := range list {
+	full := map[string]bool{} // subnets
+	subnets := k.Subnets()
+	for i := range min(len(list), MaxSuggested) {
 		st, s := &list[i], &out[i]
 		if s.Name = st.Port; ports[st.Port] > 1 || !namesPort(st.Port) || taken[st.Port] {
 			for s.Name = next(); taken[s.Name]; {
@@ -50,15 +61,17 @@ func (k *Keeper) Suggest(ctx context.Context, list []Stranger) ([]Suggestion, er
 			}
 		}
 		taken[s.Name] = true
-		subnets := k.Subnets()
 		at := slices.IndexFunc(subnets, func(n Subnet) bool { return n.Name == st.Subnet })
 		if at < 0 {
 			continue
 		}
-		s.Subnet = st.Subnet
+		if s.Subnet = st.Subnet; full[s.Subnet] {
+			continue
+		}
 		address, err := k.allocate(ctx, &subnets[at], &Machine{Name: s.Name, MACs: []MAC{st.MAC}}, promised)
 		switch {
 		case errors.Is(err, ErrFull):
+			full[s.Subnet] = true
 			continue
 		case err != nil:
 			return nil, err

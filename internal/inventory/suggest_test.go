@@ -1,11 +1,15 @@
 package inventory_test
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/provisiond/provisiond/internal/boltstore"
 	"github.com/provisiond/provisiond/internal/inventory"
 )
 
@@ -96,5 +100,60 @@ func TestSuggestAddresses(t *testing.T) {
 	}
 	if got[4].Address.IsValid() || got[4].Subnet != "" || got[4].Name != "node-5" {
 		t.Errorf("on no subnet: %+v", got[4])
+	}
+}
+
+// counted is a store that counts how often it is asked.
+type counted struct {
+	inventory.Store
+	gets atomic.Int64
+}
+
+func (c *counted) Get(ctx context.Context, key inventory.Key) (inventory.Record, error) {
+	c.gets.Add(1)
+	return c.Store.Get(ctx, key)
+}
+
+// TestSuggestCosts: neither a full subnet nor as many strangers as there can be make many
+// looks at the store.
+func TestSuggestCosts(t *testing.T) {
+	db, err := boltstore.Open(filepath.Join(t.TempDir(), "db"), boltstore.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	store := &counted{Store: db}
+	small := subnets()[0]
+	small.Machines.Last = addr("2001:db8:1::11f") // 32 addresses
+	k, err := inventory.NewKeeper(t.Context(), store, inventory.KeeperConfig{Subnets: []inventory.Subnet{small}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 32 {
+		mustPut(t, k, &inventory.Machine{Name: fmt.Sprintf("w-%d", i), MACs: []inventory.MAC{mac(i)}, Role: inventory.Worker})
+	}
+	list := make([]inventory.Stranger, 1024)
+	for i := range list {
+		list[i] = inventory.Stranger{MAC: mac(1000 + i), Subnet: small.Name}
+	}
+	before := store.gets.Load()
+	got, err := k.Suggest(t.Context(), list)
+	if err != nil || len(got) != len(list) {
+		t.Fatalf("%d, %v", len(got), err)
+	}
+	if gets := store.gets.Load() - before; gets > 50 { // 32 addresses once, and a machine for the series of names
+		t.Errorf("a full subnet takes %d looks", gets)
+	}
+	if s := got[inventory.MaxSuggested-1]; s.Name != "w-95" || s.Subnet != small.Name || s.Address.IsValid() {
+		t.Errorf("%+v", s)
+	}
+	if s := got[inventory.MaxSuggested]; s != (inventory.Suggestion{}) {
+		t.Errorf("after those that there are suggestions for: %+v", s)
+	}
+	if err := k.SetSubnets(t.Context(), subnets()); err != nil { // 256 addresses
+		t.Fatal(err)
+	}
+	if got, err = k.Suggest(t.Context(), list); err != nil || !got[inventory.MaxSuggested-1].Address.IsValid() || got[inventory.MaxSuggested].Address.IsValid() {
+		t.Errorf("with room: %+v, %v", got[inventory.MaxSuggested-1:inventory.MaxSuggested+1], err)
 	}
 }
