@@ -103,6 +103,8 @@ func (p *Pages) cluster(r *http.Request) (*page, error) {
 	return &page{name: "cluster", title: "Cluster " + data.Name, data: data, live: "/clusters/" + data.Name + "/live"}, nil
 }
 
+// liveCluster follows the machines of a cluster. A large one is asked for now and then: as fewer
+// control planes than are shown match, that looks through the whole rack each time.
 func (p *Pages) liveCluster(r *http.Request) (liveParts, error) {
 	name := r.PathValue("cluster")
 	g, err := p.glance(r.Context())
@@ -110,17 +112,18 @@ func (p *Pages) liveCluster(r *http.Request) (liveParts, error) {
 		return nil, err
 	}
 	planes, workers := p.polledMembers(name)
+	least := rarely
 	if i := slices.IndexFunc(g.status.Clusters, func(c api.ClusterStatus) bool { return c.Name == name }); i >= 0 && g.status.Clusters[i].Machines <= maxPicture {
 		all := p.follow(r.Context(), rackQuery{Cluster: name})
-		planes, workers = withRole{all, "controlplane"}, withRole{all, "worker"}
+		planes, workers, least = withRole{all, "controlplane"}, withRole{all, "worker"}, 0
 	}
-	return func(ctx context.Context) ([]part, error) {
+	return p.sparing(least, func(ctx context.Context) ([]part, error) {
 		d, err := p.clusterOf(ctx, name, planes, workers)
 		if err != nil {
 			return nil, err
 		}
 		return []part{{name: "bootstrap", data: d}, {name: "rollout", data: d}, {name: "controlplanes", template: "members", data: d.ControlPlanes}, {name: "workers", template: "members", data: d.Workers}}, nil
-	}, nil
+	}), nil
 }
 
 // withRole are those of some machines that have a role.

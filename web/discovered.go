@@ -26,11 +26,12 @@ func (p *Pages) discovered(r *http.Request) (*page, error) {
 	return &page{name: "discovered", title: "Discovered", data: data, live: "/discovered/live"}, nil
 }
 
+// liveDiscovered asks for the list with each beat while that is cheap.
 func (p *Pages) liveDiscovered(*http.Request) (liveParts, error) {
-	return func(ctx context.Context) ([]part, error) {
+	return p.sparing(0, func(ctx context.Context) ([]part, error) {
 		data, err := p.strangers(ctx)
 		return []part{{name: "nics", data: data}}, err
-	}, nil
+	}), nil
 }
 
 func (p *Pages) strangers(ctx context.Context) (*discoveredData, error) {

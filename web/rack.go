@@ -178,6 +178,9 @@ func (d *rackData) same() string {
 	return strconv.FormatUint(h.Sum64(), 36)
 }
 
+// rarely is how often at most somebody who keeps a page open has the whole rack looked through.
+const rarely = 10 * time.Second
+
 // glance is what is asked for now and then only: it is about the whole rack.
 type glance struct {
 	at      time.Time
@@ -201,8 +204,7 @@ func (p *Pages) glance(ctx context.Context) (*glance, error) {
 		names[a.Machine] = true
 	}
 	g.waiting = len(names)
-	// So that the glances of one page take no more than a fiftieth of a core.
-	g.life = max(10*time.Second, 50*p.now().Sub(g.at))
+	g.life = lifetime(p.now().Sub(g.at), rarely)
 	return g, nil
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/provisiond/provisiond/client"
 	"github.com/provisiond/provisiond/internal/admin"
 	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/ca"
@@ -30,6 +31,8 @@ import (
 // site is the pages on the API's real TLS socket, over a real Keeper with two clusters,
 // a machine in each that waits to be approved, and one that failed with markup.
 type site struct {
+	pages  *Pages
+	calls  *calls
 	t      testing.TB
 	keeper *inventory.Keeper
 	trail  *trail
@@ -110,6 +113,10 @@ func newSite(t testing.TB, oidc *OIDC) *site {
 	logger := zerolog.New(s.logs)
 	server := admin.New(admin.Config{Version: "v0.0.0-test", Trail: s.trail, CA: s.ca, Now: now, MaxWatchers: followers, Logs: s.hall, Transfers: s.hall, Running: s.hall, Settings: settingsOfTests, Pages: func(a *admin.Server) http.Handler {
 		s.pages = New(Config{OIDC: oidc, Now: now}, a, logger)
+		s.calls = &calls{to: a.Inside(), late: &s.late}
+		if s.pages.api, err = client.New("http://provisiond", client.Options{Transport: s.calls}); err != nil {
+			t.Fatal(err)
+		}
 		return s.pages
 	}}, s.keeper, fakeTalos{}, fakeGuards{}, nil, logger)
 	ln, err := net.Listen("tcp", "[::1]:0")
