@@ -39,7 +39,6 @@ type site struct {
 	ca     *ca.CA
 	addr   string
 	logs   *lockedBuffer
-	pages  *Pages
 	hall   *fakeMachines
 	late   atomic.Int64 // how much later it is than it is, in nanoseconds
 }
