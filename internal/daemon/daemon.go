@@ -37,6 +37,7 @@ import (
 	"github.com/provisiond/provisiond/internal/loaders"
 	"github.com/provisiond/provisiond/internal/monitor"
 	"github.com/provisiond/provisiond/internal/ndp"
+	"github.com/provisiond/provisiond/internal/phaselog"
 	"github.com/provisiond/provisiond/internal/reimage"
 	"github.com/provisiond/provisiond/internal/rollout"
 	"github.com/provisiond/provisiond/internal/talos"
@@ -187,6 +188,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	d.run("rollout", rolls.Run)
 	numbers := census.New(keeper, cfg.Stall, component(o.Log, "census"))
 	d.run("census", numbers.Run)
+	d.run("phases", phaselog.New(keeper, cfg.Stall, component(o.Log, "phases")).Run)
 	d.count(bootstraps, watcher, reimages, rolls, numbers)
 	if err := d.trace(cfg, keeper); err != nil {
 		return nil, err

@@ -24,6 +24,7 @@ var ours = map[string][]string{
 	"internal/audit":               nil,
 	"internal/bootstrap":           {"internal/inventory"},
 	"internal/monitor":             {"internal/inventory"},
+	"internal/phaselog":            {"internal/inventory"},
 	"internal/reimage":             {"internal/inventory"},
 	"internal/rollout":             {"internal/inventory"},
 	"internal/model":               nil,
