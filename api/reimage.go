@@ -64,3 +64,18 @@ type ClusterResetting struct {
 	Epoch    uint64   `json:"epoch" doc:"The life that begins"`
 	Reimaged []string `json:"reimaged" nullable:"false" doc:"Machines that were ordered to be reimaged"`
 }
+
+// ClusterResetCheck is what a reset would come to.
+type ClusterResetCheck struct {
+	Epoch    uint64         `json:"epoch" doc:"The life that would be given up"`
+	Count    int            `json:"count" doc:"Machines that hold it, or an earlier life"`
+	Awaited  int            `json:"awaited" doc:"Control planes among them that must be seen wiped, or declared dead, before the next life is bootstrapped"`
+	Machines []ResetMachine `json:"machines" nullable:"false" doc:"Those that would be wiped, by name: of all, the ones that who asks may see"`
+}
+
+// ResetMachine is a machine that a reset would wipe.
+type ResetMachine struct {
+	Name    string `json:"name"`
+	Role    string `json:"role" enum:"controlplane,worker" doc:"What its disk makes of it"`
+	Awaited bool   `json:"awaited" doc:"It must be seen wiped, or declared dead, before the next life is bootstrapped"`
+}

@@ -330,6 +330,16 @@ func (c *Client) ResetCluster(ctx context.Context, cluster string, body api.Clus
 	}, edit)
 }
 
+// CheckReset is POST /api/v1/clusters/{cluster}/reset/check: Say which machines a reset would wipe, and reset nothing.
+func (c *Client) CheckReset(ctx context.Context, cluster string, body api.ClusterReset, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method:      http.MethodPost,
+		path:        path("/api/v1/clusters/%s/reset/check", cluster),
+		contentType: "application/json",
+		body:        body,
+	}, edit)
+}
+
 // StopRollout is DELETE /api/v1/clusters/{cluster}/rollout: Stop the rollout over a cluster.
 func (c *Client) StopRollout(ctx context.Context, cluster string, edit ...Edit) (*http.Response, error) {
 	return c.send(ctx, request{

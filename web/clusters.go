@@ -248,6 +248,7 @@ type clusterActData struct {
 	Dead     map[string]bool // control planes that are said not to come back
 	Mode     string          // of a rollout
 	Upgrade  bool
+	Reset    api.ClusterResetCheck // what a reset would come to
 }
 
 // act is a page that says what would be done to a cluster.
@@ -289,13 +290,22 @@ func (p *Pages) deleteCluster(r *http.Request) (*page, error) {
 	return done("Cluster "+d.Name, "Cluster "+d.Name+" and its secrets are removed.", pageLink{"/clusters", "Clusters"}), nil
 }
 
+// resetPage says what would be lost with a cluster, as the API would take it now.
+func (p *Pages) resetPage(r *http.Request) (*page, *clusterActData, error) {
+	form, d, err := p.act(r, "reset-cluster", "Reset cluster %s?")
+	if err == nil {
+		d.Reset, err = client.Answer[api.ClusterResetCheck](p.api.CheckReset(r.Context(), d.Name, api.ClusterReset{}))
+	}
+	return form, d, err
+}
+
 func (p *Pages) askResetCluster(r *http.Request) (*page, error) {
-	form, _, err := p.act(r, "reset-cluster", "Reset cluster %s?")
+	form, _, err := p.resetPage(r)
 	return form, err
 }
 
 func (p *Pages) resetCluster(r *http.Request) (*page, error) {
-	form, d, err := p.act(r, "reset-cluster", "Reset cluster %s?")
+	form, d, err := p.resetPage(r)
 	if err != nil {
 		return nil, err
 	}
@@ -316,33 +326,29 @@ func (p *Pages) resetCluster(r *http.Request) (*page, error) {
 	return done("Cluster "+d.Name, words, pageLink{"/clusters/" + d.Name, "See cluster " + d.Name}), nil
 }
 
-// Has reports whether a machine has the config of this life of the cluster.
-func (d *clusterData) Has(m api.Machine) bool {
-	h := m.Facts.Holds
-	return h != nil && h.Cluster == d.Name && h.Epoch == d.Bootstrap.Epoch
-}
-
-// Configured are those of the cluster's machines that a reset would wipe.
-func (d *clusterData) Configured() (names []string) {
-	for _, list := range [][]api.Machine{d.ControlPlanes.Machines, d.Workers.Machines} {
-		for i := range list {
-			if d.Has(list[i]) {
-				names = append(names, list[i].Name)
-			}
-		}
+// Wiped names the machines that a reset would wipe.
+func (d *clusterActData) Wiped() (names []string) {
+	for _, m := range d.Reset.Machines {
+		names = append(names, m.Name)
 	}
 	return names
 }
 
-// Awaited are its control planes that a reset waits for, unless they are said to be dead.
-func (d *clusterData) Awaited() (planes []api.Machine) {
-	for _, m := range d.ControlPlanes.Machines {
-		if d.Has(m) || d.Imported && m.Facts.Holds == nil {
+// Awaited are the control planes among them that a reset waits for, unless they are said to be dead.
+func (d *clusterActData) Awaited() (planes []api.ResetMachine) {
+	for _, m := range d.Reset.Machines {
+		if m.Awaited {
 			planes = append(planes, m)
 		}
 	}
 	return planes
 }
+
+// Others is how many more a reset is about, of clusters that are not of who asks.
+func (d *clusterActData) Others() int { return d.Reset.Count - len(d.Reset.Machines) }
+
+// OthersAwaited is how many control planes among those it waits for.
+func (d *clusterActData) OthersAwaited() int { return d.Reset.Awaited - len(d.Awaited()) }
 
 func (p *Pages) askRollout(r *http.Request) (*page, error) {
 	form, _, err := p.act(r, "rollout", "Roll out over cluster %s?")

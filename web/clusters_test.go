@@ -2,6 +2,7 @@ package web
 
 import (
 	"context"
+	"fmt"
 	"html"
 	"net/url"
 	"reflect"
@@ -233,7 +234,7 @@ func TestResetCluster(t *testing.T) {
 	s.record(inventory.Event{Kind: inventory.ConfigServed, Machine: "w-2", Boot: 1, Hash: "abc", Peer: s.peer("2001:db8::1001")})
 	b := s.in(s.token("ada", inventory.AccessOperate))
 	got := b.get("/clusters/store/reset")
-	if got.code != 200 || !got.has("Everything in the cluster is lost", "wiped and installed anew: w-2", `name="dead" value="w-2"`, "number 2") {
+	if got.code != 200 || !got.has("Everything in the cluster is lost", "it is wiped and installed anew as registered: w-2", `name="dead" value="w-2"`, "number 2") {
 		t.Fatalf("%d %s", got.code, got.text)
 	}
 	form := url.Values{"epoch": {"1"}, "confirm": {"web"}, "dead": {"w-2"}}
@@ -254,6 +255,40 @@ func TestResetCluster(t *testing.T) {
 	}
 	if got = b.get("/clusters/store"); !got.has("Life 2", "w-2") {
 		t.Errorf("%s", got.text)
+	}
+}
+
+// TestResetClusterAll: the page names every machine that the reset takes, and those that it
+// waits for can be declared dead, however many they are and wherever they belong by now.
+func TestResetClusterAll(t *testing.T) {
+	s := newSite(t, nil)
+	const n = rowsShown + 1
+	name := func(i int) string { return fmt.Sprintf("cp-%03d", i) }
+	for i := range n {
+		s.machine(name(i), inventory.MAC(fmt.Sprintf("52:54:00:00:01:%02x", i)), "store", inventory.ControlPlane)
+		s.record(inventory.Event{Kind: inventory.ConfigServed, Machine: name(i), Boot: 1, Hash: "abc"})
+	}
+	v, err := s.keeper.Machine(t.Context(), name(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := v.Machine.Clone()
+	moved.Cluster = "web"
+	if _, err := s.keeper.PutMachine(t.Context(), moved, moved.Rev); err != nil {
+		t.Fatal(err)
+	}
+	got := s.in(s.token("ada", inventory.AccessOperate)).get("/clusters/store/reset")
+	for i := range n {
+		if !got.has(`name="dead" value="`+name(i)+`"`, name(i)+", ") {
+			t.Errorf("%s is left out", name(i))
+		}
+	}
+	if !got.has(fmt.Sprintf("%d machines have", n+1), ", w-2.") {
+		t.Errorf("%d %s", got.code, got.text)
+	}
+	got = s.in(s.token("limited", inventory.AccessOperate, "store")).get("/clusters/store/reset")
+	if got.has(name(0)) || !got.has(name(1), "1 machine more with its config belongs to no cluster of yours", "waits for 1 control plane among them") {
+		t.Errorf("%d %s", got.code, got.text)
 	}
 }
 

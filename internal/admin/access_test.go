@@ -81,7 +81,7 @@ var bodies = map[string]string{
 	"put-machine":    wb, "patch-machine": `{"labels":{"a":"b"}}`,
 	"create-cluster": `{"name":"new","endpoint":"https://[2001:db8::2]:6443"}`, "import-cluster": `{"secrets":"cluster: {}","name":"new"}`,
 	"put-cluster": other, "patch-cluster": `{"dns":["2001:db8::53"]}`,
-	"reset-cluster": `{"confirm":"other"}`, "explain": `{"hex":"01abcdef"}`,
+	"reset-cluster": `{"confirm":"other"}`, "check-reset": `{"confirm":""}`, "explain": `{"hex":"01abcdef"}`,
 	"apply":           `{"machines":[{"name":"w-b","macs":["52-54-00-00-00-0b"],"role":"worker","cluster":"other","labels":{"a":"b"}}]}`,
 	"put-image":       fmt.Sprintf(`{"kernel":{"sha256":%q,"size":1},"initramfs":{"sha256":%q,"size":1}}`, sha("x"), sha("x")),
 	"decide-approval": `{"approve":true}`, "adopt-machine": `{"name":"new","role":"worker","cluster":"other"}`,
@@ -111,7 +111,7 @@ func TestEveryOperation(t *testing.T) {
 				t.Errorf("%s does not say who may call it: %q %v", op.OperationID, op.Role, op.Security)
 				continue
 			}
-			looking := method == "GET" || slices.Contains([]string{"explain", "check-machine", "check-cluster", "check-reimage"}, op.OperationID)
+			looking := method == "GET" || slices.Contains([]string{"explain", "check-machine", "check-cluster", "check-reimage", "check-reset"}, op.OperationID)
 			if !looking && needed == read {
 				t.Errorf("%s changes something and takes no more than %s", op.OperationID, needed)
 			}

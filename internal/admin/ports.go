@@ -78,6 +78,9 @@ type Clusters interface {
 	// ResetCluster begins the next life of a cluster, with new secrets, and returns
 	// the machines of the one that is given up.
 	ResetCluster(ctx context.Context, name string, epoch uint64, secrets []byte, dead []string) ([]string, error)
+	// CheckReset returns the machines that ResetCluster would take, by name, without
+	// taking them.
+	CheckReset(ctx context.Context, name string, epoch uint64, dead []string) ([]inventory.Holder, error)
 }
 
 // Approvals are the machines that wait for a person to approve them.

@@ -31,6 +31,11 @@ func (s *Server) reimageRoutes(doc huma.API) {
 		Description: "It gets new secrets, and every machine that has its config is reimaged. It is bootstrapped again once each control plane of the old life was wiped or is declared dead. " +
 			"Everything in the cluster is lost."},
 		s.resetCluster, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
+	register(s, doc, needs{operate, scoped, looks}, huma.Operation{OperationID: "check-reset", Method: http.MethodPost, Path: "/clusters/{cluster}/reset/check", Tags: tags,
+		Summary: "Say which machines a reset would wipe, and reset nothing",
+		Description: "Takes what reset-cluster takes, and does not look at confirm. Machines of other clusters by now, of none and of earlier lives are among them. " +
+			"Who is limited to clusters is told the names of machines there only, and wipes only those; control planes among the others are waited for all the same."},
+		s.checkReset, http.StatusNotFound, http.StatusConflict, http.StatusInsufficientStorage)
 }
 
 // destroys checks the typed word that a cluster may be lost.
@@ -225,6 +230,32 @@ func (s *Server) resetCluster(ctx context.Context, in *struct {
 		}
 		s.did(ctx, "machine/"+name)
 		out.Body.Reimaged = append(out.Body.Reimaged, name)
+	}
+	return out, nil
+}
+
+func (s *Server) checkReset(ctx context.Context, in *struct {
+	ClusterPath
+	Body api.ClusterReset
+}) (*struct{ Body api.ClusterResetCheck }, error) {
+	cl, b, err := s.inv.Cluster(ctx, in.Name)
+	if err != nil {
+		return nil, err
+	}
+	out := &struct{ Body api.ClusterResetCheck }{}
+	out.Body.Epoch, out.Body.Machines = cmp.Or(in.Body.Epoch, b.Epoch), []api.ResetMachine{}
+	holders, err := s.inv.CheckReset(ctx, cl.Name, out.Body.Epoch, in.Body.Dead)
+	if err != nil {
+		return nil, err
+	}
+	out.Body.Count = len(holders)
+	for _, h := range holders {
+		if h.Awaited {
+			out.Body.Awaited++
+		}
+		if h.Machine != "" {
+			out.Body.Machines = append(out.Body.Machines, api.ResetMachine{Name: h.Machine, Role: string(h.Role), Awaited: h.Awaited})
+		}
 	}
 	return out, nil
 }

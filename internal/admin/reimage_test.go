@@ -92,6 +92,42 @@ func TestClusterResetRoute(t *testing.T) {
 	}
 }
 
+// TestResetCheck: which machines a reset would wipe is said, and nothing is done. Who is
+// limited to clusters is told how many the others are.
+func TestResetCheck(t *testing.T) {
+	r := twoClusters(t)
+	r.must(http.StatusCreated, "POST", "/api/v1/machines", `{"name":"cp-2","macs":["52-54-00-00-00-0d"],"role":"controlplane","cluster":"rack1"}`, nil)
+	for _, name := range []string{"cp-1", "cp-2"} {
+		for _, kind := range []inventory.Kind{inventory.ScriptServed, inventory.ConfigServed} {
+			r.record(t, inventory.Event{Kind: kind, Machine: name, Plan: inventory.Install, Hash: "h"})
+		}
+	}
+	r.must(http.StatusOK, "PATCH", "/api/v1/machines/cp-2?force=true", `{"cluster":"other","role":"worker"}`, nil, "Content-Type", "application/merge-patch+json")
+	const path = "/api/v1/clusters/rack1/reset/check"
+	if err := r.keeper.Flush(t.Context()); err != nil { // what is known, and not written yet
+		t.Fatal(err)
+	}
+	rev := r.store.Rev()
+	var got api.ClusterResetCheck
+	r.must(http.StatusOK, "POST", path, `{"confirm":""}`, &got)
+	if fmt.Sprint(got) != "{1 2 2 [{cp-1 controlplane true} {cp-2 controlplane true}]}" {
+		t.Errorf("%+v", got)
+	}
+	r.must(http.StatusOK, "POST", path, `{"confirm":"","dead":["cp-2"]}`, &got)
+	if fmt.Sprint(got) != "{1 2 1 [{cp-1 controlplane true} {cp-2 controlplane false}]}" {
+		t.Errorf("%+v", got)
+	}
+	rec := r.ask(&Principal{Name: "limited", Via: ViaToken, Role: operate, Clusters: []string{"rack1"}}, "POST", path, `{"confirm":""}`)
+	if body := rec.Body.String(); rec.Code != http.StatusOK || strings.Contains(body, "cp-2") || !strings.Contains(body, `"count":2,"awaited":2,"machines":[{"name":"cp-1"`) {
+		t.Errorf("%d %s", rec.Code, body)
+	}
+	r.must(http.StatusConflict, "POST", path, `{"confirm":"","dead":["w-b"]}`, nil)
+	r.must(http.StatusConflict, "POST", path, `{"confirm":"","epoch":7}`, nil)
+	if r.store.Rev() != rev {
+		t.Error("something was written")
+	}
+}
+
 // TestReimageCheck: what an order would come to is said, and nothing is done.
 func TestReimageCheck(t *testing.T) {
 	r := seed(t, Config{})

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -192,6 +193,27 @@ func (s scope) ResetCluster(ctx context.Context, name string, epoch uint64, secr
 		return nil, err
 	}
 	return s.Inventory.ResetCluster(ctx, name, epoch, secrets, dead)
+}
+
+// CheckReset implements Inventory. A machine that belongs to no cluster of who calls has no name.
+func (s scope) CheckReset(ctx context.Context, name string, epoch uint64, dead []string) ([]inventory.Holder, error) {
+	if err := theirs(ctx, name); err != nil {
+		return nil, err
+	}
+	holders, err := s.Inventory.CheckReset(ctx, name, epoch, dead)
+	if err != nil || !limited(ctx) {
+		return holders, err
+	}
+	for i := range holders {
+		v, err := s.Inventory.Machine(ctx, holders[i].Machine)
+		switch {
+		case err != nil && !errors.Is(err, inventory.ErrNotFound):
+			return nil, err
+		case err != nil || foreign(ctx, v.Machine.Cluster):
+			holders[i].Machine = ""
+		}
+	}
+	return holders, nil
 }
 
 // StartRollout implements Inventory.

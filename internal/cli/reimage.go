@@ -104,7 +104,7 @@ func bindDestroy(cmd *cobra.Command, name *string) {
 
 func (a *app) clusterReset() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "reset CLUSTER --confirm CLUSTER", Short: "Give a cluster up and begin its next life: everything in it is lost", Args: cobra.ExactArgs(1),
+		Use: "reset CLUSTER {--confirm CLUSTER | --dry-run}", Short: "Give a cluster up and begin its next life: everything in it is lost", Args: cobra.ExactArgs(1),
 		Long: "Give a cluster up and begin its next life, with new secrets. Every machine of it that has its config is\n" +
 			"reimaged. The next life is bootstrapped once each control plane of the old one was wiped; --dead names those\n" +
 			"that will not come back, which are not waited for.",
@@ -113,7 +113,9 @@ func (a *app) clusterReset() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&order.Confirm, "confirm", "", "the name of the cluster, again")
 	f.StringSliceVar(&order.Dead, "dead", nil, "control planes that will not come back")
-	_ = cmd.MarkFlagRequired("confirm") // the flag is there
+	dry := f.Bool("dry-run", false, "say which machines would be wiped, and reset nothing")
+	cmd.MarkFlagsOneRequired("confirm", "dry-run")
+	cmd.MarkFlagsMutuallyExclusive("confirm", "dry-run")
 	out := (&format{"table"}).bind(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := a.client()
@@ -129,6 +131,9 @@ func (a *app) clusterReset() *cobra.Command {
 		if cl.Bootstrap.State == "waiting" && len(cl.Bootstrap.Old) > 0 {
 			order.Epoch-- // the reset goes on, with more that are declared dead
 		}
+		if *dry {
+			return foreseeReset(cmd, c, out, args[0], order)
+		}
 		done, err := client.Answer[api.ClusterResetting](c.ResetCluster(cmd.Context(), args[0], order))
 		if err != nil {
 			return err
@@ -138,4 +143,21 @@ func (a *app) clusterReset() *cobra.Command {
 		})
 	}
 	return cmd
+}
+
+// foreseeReset prints which machines a reset would wipe.
+func foreseeReset(cmd *cobra.Command, c *client.Client, out *format, cluster string, order api.ClusterReset) error {
+	r, err := client.Answer[api.ClusterResetCheck](c.CheckReset(cmd.Context(), cluster, order))
+	if err != nil {
+		return err
+	}
+	return out.print(cmd, r, func(w io.Writer) {
+		row(w, "WIPED", "ROLE", "WAITED FOR")
+		for _, m := range r.Machines {
+			row(w, m.Name, m.Role, map[bool]string{true: "yes", false: "no"}[m.Awaited])
+		}
+		if others := r.Count - len(r.Machines); others > 0 {
+			row(w, fmt.Sprintf("and %d that are not yours: they are not wiped", others))
+		}
+	})
 }

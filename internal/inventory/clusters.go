@@ -100,12 +100,12 @@ func (k *Keeper) DeleteCluster(ctx context.Context, name string, rev uint64) err
 		if len(members) > 0 {
 			return Commit{}, fmt.Errorf("cluster %s still has %d machines, such as %s; move or remove them first: %w", name, len(members), members[0], ErrRefused)
 		}
-		holders, _, err := k.holders(ctx, name, old.Epoch)
+		holders, err := k.holders(ctx, name, old.Epoch)
 		if err != nil {
 			return Commit{}, err
 		}
 		if len(holders) > 0 {
-			return Commit{}, fmt.Errorf("the disk of %s is still of cluster %s, whose keys would be gone; reimage or remove it first: %w", holders[0], name, ErrRefused)
+			return Commit{}, fmt.Errorf("the disk of %s is still of cluster %s, whose keys would be gone; reimage or remove it first: %w", holders[0].Machine, name, ErrRefused)
 		}
 		c := Commit{
 			// A machine registered in this very instant is left in a cluster

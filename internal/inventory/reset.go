@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -33,28 +34,18 @@ func (k *Keeper) ResetCluster(ctx context.Context, name string, epoch uint64, bu
 		if err != nil {
 			return c, err
 		}
-		var planes []string
-		if old, planes, err = k.holders(ctx, name, epoch); err != nil {
+		holders, err := k.resetTakes(ctx, cl, b, epoch)
+		if err != nil {
 			return c, err
 		}
-		if cl.Imported { // its machines may never have been seen
-			members, err := k.Members(ctx, name, ControlPlane)
-			if err != nil {
-				return c, err
-			}
-			for _, m := range members {
-				f, err := getJSON[Facts](ctx, k.store, Key{BucketFacts, m})
-				if err == nil && f.Holds.Cluster == "" {
-					planes, old = append(planes, m), append(old, m)
-				}
-			}
+		planes, err := awaited(holders, name, dead)
+		if err != nil {
+			return c, err
 		}
-		for _, d := range dead {
-			if !slices.Contains(planes, d) {
-				return c, &FieldError{Field: "dead", Problem: fmt.Sprintf("%s is no control plane of the life of %s that is given up", d, name), Fix: "leave it out", Err: ErrRefused}
-			}
+		old = nil
+		for _, h := range holders {
+			old = append(old, h.Machine)
 		}
-		planes = slices.DeleteFunc(planes, func(p string) bool { return slices.Contains(dead, p) })
 		switch b.Epoch {
 		case epoch:
 			next := Bootstrap{Cluster: name, Epoch: epoch + 1, Old: planes, Reason: "the cluster was reset"}
@@ -77,8 +68,6 @@ func (k *Keeper) ResetCluster(ctx context.Context, name string, epoch uint64, bu
 			if err := c.put(bootKey, next, b.Rev); err != nil {
 				return c, err
 			}
-		default:
-			return c, fmt.Errorf("cluster %s is in its life %d: %w", name, b.Epoch, ErrConflict)
 		}
 		c.log(Event{Time: now, Kind: ClusterReset, Cluster: name, Epoch: epoch + 1, Message: fmt.Sprintf("life %d was given up; declared dead: %v", epoch, dead)})
 		return c, nil
@@ -86,19 +75,96 @@ func (k *Keeper) ResetCluster(ctx context.Context, name string, epoch uint64, bu
 	return old, err
 }
 
-// holders are the machines whose disks are of a life of a cluster, or of an earlier
-// one, and those of them that were control planes.
-func (k *Keeper) holders(ctx context.Context, cluster string, epoch uint64) (all, planes []string, err error) {
+// Holder is a machine that a reset of a cluster takes: it is to be wiped.
+type Holder struct {
+	Machine string
+	Role    Role // what its disk makes of it
+	// Awaited is set on a control plane: nobody is bootstrapped until it was seen wiped or
+	// is declared dead.
+	Awaited bool
+}
+
+// CheckReset returns the machines that ResetCluster would take now, by name, without taking
+// them. Its errors are those of ResetCluster.
+func (k *Keeper) CheckReset(ctx context.Context, name string, epoch uint64, dead []string) ([]Holder, error) {
+	if err := k.Flush(ctx); err != nil { // what disks hold
+		return nil, err
+	}
+	cl, b, err := k.Cluster(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	holders, err := k.resetTakes(ctx, cl, b, epoch)
+	if err != nil {
+		return nil, err
+	}
+	planes, err := awaited(holders, name, dead)
+	for i := range holders {
+		holders[i].Awaited = slices.Contains(planes, holders[i].Machine)
+	}
+	return holders, err
+}
+
+// resetTakes are the machines whose disks are of a life of a cluster that is given up, or of
+// an earlier one, as far as known, by name.
+func (k *Keeper) resetTakes(ctx context.Context, cl *Cluster, b *Bootstrap, epoch uint64) ([]Holder, error) {
+	if b.Epoch != epoch && b.Epoch != epoch+1 {
+		return nil, fmt.Errorf("cluster %s is in its life %d: %w", cl.Name, b.Epoch, ErrConflict)
+	}
+	out, err := k.holders(ctx, cl.Name, epoch)
+	if err != nil {
+		return nil, err
+	}
+	var planes []string
+	if !b.Claimed() { // the cluster may have been an imported one before
+		planes = slices.Clone(b.Old)
+	}
+	if b.Epoch == epoch && cl.Imported { // its machines may never have been seen
+		members, err := k.Members(ctx, cl.Name, ControlPlane)
+		if err != nil {
+			return nil, err
+		}
+		planes = append(planes, members...)
+	}
+	slices.Sort(planes)
+	for _, m := range slices.Compact(planes) {
+		f, err := getJSON[Facts](ctx, k.store, Key{BucketFacts, m})
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return nil, err
+		}
+		if err == nil && f.Holds.Cluster == "" {
+			out = append(out, Holder{m, ControlPlane, true})
+		}
+	}
+	slices.SortFunc(out, func(a, b Holder) int { return strings.Compare(a.Machine, b.Machine) })
+	return out, nil
+}
+
+// holders are the machines whose disks are of a life of a cluster, or of an earlier one.
+func (k *Keeper) holders(ctx context.Context, cluster string, epoch uint64) (out []Holder, err error) {
 	err = k.eachFacts(ctx, func(f Facts) error {
 		if f.Holds.Cluster == cluster && f.Holds.Epoch <= epoch {
-			all = append(all, f.Machine)
-			if f.Holds.Role == ControlPlane {
-				planes = append(planes, f.Machine)
-			}
+			out = append(out, Holder{f.Machine, f.Holds.Role, f.Holds.Role == ControlPlane})
 		}
 		return nil
 	})
-	return all, planes, err
+	return out, err
+}
+
+// awaited are the control planes among the machines that a reset takes, but for those that
+// are declared dead.
+func awaited(holders []Holder, cluster string, dead []string) (planes []string, err error) {
+	for _, h := range holders {
+		if h.Awaited {
+			planes = append(planes, h.Machine)
+		}
+	}
+	for _, d := range dead {
+		if !slices.Contains(planes, d) {
+			return nil, &FieldError{Field: "dead", Problem: fmt.Sprintf("%s is no control plane of the life of %s that is given up", d, cluster), Fix: "leave it out", Err: ErrRefused}
+		}
+	}
+	return slices.DeleteFunc(planes, func(p string) bool { return slices.Contains(dead, p) }), nil
 }
 
 // SecretsOf returns the secrets of a life of a cluster; ErrNotFound if it is not known.
