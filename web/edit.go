@@ -63,7 +63,7 @@ func (p *Pages) editPage(r *http.Request, d *editData) (*page, error) {
 	if d.Clusters, err = p.clusterNames(r.Context()); err != nil {
 		return nil, err
 	}
-	d.MayHold = len(admin.PrincipalOf(r.Context()).Clusters) == 0
+	d.MayHold = wholeRack(r.Context())
 	title := "Edit " + d.Machine
 	if d.Machine == "" {
 		title = "Add a machine"
@@ -73,14 +73,9 @@ func (p *Pages) editPage(r *http.Request, d *editData) (*page, error) {
 
 // again shows the form with what is wrong with it.
 func (p *Pages) again(r *http.Request, d *editData, err error) (*page, error) {
-	var wrong *admin.Refusal
-	if errors.As(err, &wrong) { // ours: labels are the only field that is read here
-		d.Problems = problems{"labels": {wrong.Reason}}
-	} else {
-		var ok bool
-		if d.Problems, ok = problemsOf(err, d.fields()...); !ok {
-			return nil, err
-		}
+	var ok bool
+	if d.Problems, ok = problemsOf(err, d.fields()...); !ok {
+		return nil, err
 	}
 	form, failed := p.editPage(r, d)
 	if failed == nil {
@@ -190,7 +185,8 @@ func (p *Pages) checkEdit(r *http.Request) (*page, error) {
 	}
 	patch, err := d.Form.patch(&was)
 	if err != nil {
-		d.Check = &api.MachineCheck{Problems: []api.Detail{{Location: "body.labels", Message: err.Error()}}}
+		details, _ := detailsOf(err)
+		d.Check = &api.MachineCheck{Problems: details}
 		return p.editPage(r, d)
 	}
 	check, err := client.Answer[api.MachineCheck](p.api.CheckMachine(r.Context(), m.Name, client.CheckMachineParams{Force: d.Force}, patch))

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"html"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -203,9 +204,44 @@ func TestFormKeeps(t *testing.T) {
 	if patch, err := f.patch(&was); err != nil || len(patch) != 0 {
 		t.Errorf("%v, %v", patch, err)
 	}
-	f.Labels, f.Address = "d=\ne=f", ""
+	f.Labels, f.Address = "d=\ne=f", "2001:db8::2"
 	patch, err := f.patch(&was)
-	if text, _ := json.Marshal(patch); err != nil || string(text) != `{"address":null,"labels":{"a":null,"d":"","e":"f"}}` {
+	if text, _ := json.Marshal(patch); err != nil || string(text) != `{"address":"2001:db8::2","labels":{"a":null,"d":"","e":"f"}}` {
 		t.Errorf("%s, %v", text, err)
+	}
+}
+
+// TestFormUntouched: what nobody touched stays as it is, however it was written.
+func TestFormUntouched(t *testing.T) {
+	m := &api.Machine{MachineSpec: api.MachineSpec{Name: "w-1", Address: "2001:db8::1", Patches: []string{"a: 1\r\nb: 2\r\n", "c: 3\rd: 4"}, Labels: map[string]string{"a": " x ", "b": "c\r\nd=e", "f=g": "h"}, Install: api.Install{Disk: " /dev/sda"}}}
+	was := formOfMachine(m)
+	form := url.Values{"address": {was.Address}, "labels": {strings.ReplaceAll(was.Labels, "\n", "\r\n")}, "disk": {was.Disk}, "patch": {""}}
+	for _, p := range was.Patches {
+		form.Add("patch", strings.ReplaceAll(p, "\n", "\r\n"))
+	}
+	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(form.Encode()))
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	f := formOf(r)
+	f.Name = was.Name
+	if patch, err := f.patch(&was); err != nil || len(patch) != 0 {
+		t.Errorf("%v, %v", patch, err)
+	}
+	f.Labels = "f=h"
+	patch, err := f.patch(&was)
+	if text, _ := json.Marshal(patch); err != nil || string(text) != `{"labels":{"a":null,"b":null,"f":"h","f=g":null}}` {
+		t.Errorf("%s, %v", text, err)
+	}
+}
+
+// TestEditAddress: an address that is emptied is told, and not just left as it was.
+func TestEditAddress(t *testing.T) {
+	s := newSite(t, nil)
+	b := s.in(s.token("ada", inventory.AccessOperate))
+	form := b.filledIn("w-1", url.Values{"address": {" "}})
+	if got := b.post("/machines/w-1/edit", form); got.code != 422 || !got.has(`id="problem-address" class="bad">a machine keeps an address`, `<input id="address" name="address" value="" required`) {
+		t.Errorf("%d %s", got.code, got.text)
+	}
+	if got := b.post("/machines/w-1/edit/check", form); got.code != 200 || !got.has("<strong>Address:</strong> a machine keeps an address") {
+		t.Errorf("%d %s", got.code, got.text)
 	}
 }

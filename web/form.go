@@ -1,6 +1,7 @@
 package web
 
 import (
+	"errors"
 	"maps"
 	"net/http"
 	"slices"
@@ -14,7 +15,8 @@ import (
 type machineForm struct {
 	Name, MACs, Role, Cluster, Address, Subnet, Disk, Image, Approval, Addressing, KernelArgs, Labels string
 
-	Patches []string
+	Patches   []string
+	LabelKeys []string // of the labels that the machine has; none in a form that was sent
 }
 
 // formText is a field of it that is one text.
@@ -35,32 +37,54 @@ func (f *machineForm) texts() []formText {
 // formOf is the form as it was sent, or as a link fills it in.
 func formOf(r *http.Request) machineForm {
 	f := machineForm{
-		Name: r.FormValue("name"), MACs: textOf(r.FormValue("macs")), Role: r.FormValue("role"), Cluster: r.FormValue("cluster"), Address: strings.TrimSpace(r.FormValue("address")),
-		Subnet: r.FormValue("subnet"), Disk: strings.TrimSpace(r.FormValue("disk")), Image: strings.TrimSpace(r.FormValue("image")), Approval: r.FormValue("approval"), Addressing: r.FormValue("addressing"),
-		KernelArgs: textOf(r.FormValue("kernelArgs")), Labels: textOf(r.FormValue("labels")),
+		Name: r.FormValue("name"), MACs: r.FormValue("macs"), Role: r.FormValue("role"), Cluster: r.FormValue("cluster"), Address: r.FormValue("address"),
+		Subnet: r.FormValue("subnet"), Disk: r.FormValue("disk"), Image: r.FormValue("image"), Approval: r.FormValue("approval"), Addressing: r.FormValue("addressing"),
+		KernelArgs: r.FormValue("kernelArgs"), Labels: r.FormValue("labels"),
 	}
-	for _, p := range r.Form["patch"] {
-		if p = strings.ReplaceAll(p, "\r\n", "\n"); strings.TrimSpace(p) != "" { // browsers send the lines of a text so
-			f.Patches = append(f.Patches, p)
-		}
-	}
+	f.Patches = r.Form["patch"]
+	f.normalise()
 	return f
 }
 
+// normalise makes of a form what it is once a browser has sent it back: so it can be compared.
+func (f *machineForm) normalise() {
+	for _, t := range f.texts() {
+		*t.text = textOf(*t.text)
+	}
+	var patches []string
+	for _, p := range f.Patches {
+		if p = newlines(p); strings.TrimSpace(p) != "" {
+			patches = append(patches, p)
+		}
+	}
+	f.Patches = patches
+}
+
+// newlines are those of a text as they are stored; browsers send CR LF, whatever they were given.
+func newlines(text string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(text, "\r\n", "\n"), "\r", "\n")
+}
+
 // textOf are the lines of a text that have something in them, without the space around them.
-func textOf(text string) string { return strings.Join(lines(text), "\n") }
+func textOf(text string) string { return strings.Join(lines(newlines(text)), "\n") }
 
 // formOfMachine is a machine as its form begins.
 func formOfMachine(m *api.Machine) machineForm {
-	return machineForm{
+	f := machineForm{
 		Name: m.Name, MACs: strings.Join(m.MACs, "\n"), Role: m.Role, Cluster: m.Cluster, Address: m.Address, Subnet: m.Subnet, Disk: m.Install.Disk, Image: m.Image,
-		Approval: m.Approval, Addressing: m.Addressing, KernelArgs: strings.Join(m.KernelArgs, "\n"), Labels: strings.TrimSpace(pairsText(m.Labels)), Patches: m.Patches,
+		Approval: m.Approval, Addressing: m.Addressing, KernelArgs: strings.Join(m.KernelArgs, "\n"), Labels: pairsText(m.Labels), Patches: m.Patches,
+		LabelKeys: slices.Sorted(maps.Keys(m.Labels)),
 	}
+	f.normalise()
+	return f
 }
 
 // spec is a new machine.
 func (f *machineForm) spec() (api.MachineSpec, error) {
 	labels, err := pairs(f.Labels)
+	if err != nil {
+		err = wrong("labels", err)
+	}
 	return api.MachineSpec{
 		Name: f.Name, MACs: lines(f.MACs), Role: f.Role, Cluster: f.Cluster, Address: f.Address, Subnet: f.Subnet, Install: api.Install{Disk: f.Disk}, Image: f.Image,
 		Approval: f.Approval, Addressing: f.Addressing, KernelArgs: lines(f.KernelArgs), Labels: labels, Patches: f.Patches,
@@ -76,6 +100,11 @@ func (f *machineForm) patch(was *machineForm) (map[string]any, error) {
 			continue
 		}
 		switch now.field {
+		case "address":
+			if *now.text == "" {
+				return nil, wrong("address", errors.New("a machine keeps an address: type another, or leave it as it was"))
+			}
+			out[now.field] = *now.text
 		case "macs", "kernelArgs":
 			out[now.field] = lines(*now.text)
 		case "install":
@@ -83,11 +112,10 @@ func (f *machineForm) patch(was *machineForm) (map[string]any, error) {
 		case "labels":
 			labels, err := pairs(*now.text)
 			if err != nil {
-				return nil, err
+				return nil, wrong("labels", err)
 			}
-			old, _ := pairs(*before[i].text) // made here
 			change := map[string]any{}
-			for key := range maps.Keys(old) {
+			for _, key := range was.LabelKeys {
 				change[key] = nil
 			}
 			for key, value := range labels {

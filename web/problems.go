@@ -55,5 +55,10 @@ func (p problems) add(location, message string, fields []string) {
 	p[at] = append(p[at], message)
 }
 
+// wrong is what is wrong with a field, said here as the API says it.
+func wrong(field string, err error) error {
+	return &client.Problem{Problem: api.Problem{Status: http.StatusUnprocessableEntity, Detail: err.Error(), Errors: []api.Detail{{Location: "body." + field, Message: err.Error()}}}}
+}
+
 // Of is what is wrong with a field.
 func (p problems) Of(field string) string { return strings.Join(p[field], "; ") }

@@ -53,7 +53,7 @@ func machineFrom(spec api.MachineSpec, old *inventory.Machine) (*inventory.Machi
 		}
 	}
 	if len(errs) == 0 {
-		errs = append(errs, m.Normalize(), m.Validate())
+		errs = append(errs, m.Normalize(), m.Validate(), m.CheckLabelLines())
 	}
 	return m, errors.Join(errs...)
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Role is what a machine is in its Talos cluster.
@@ -206,4 +207,20 @@ func checkLabels(labels map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// CheckLabelLines refuses labels that could not be written as lines of key=value. It is for
+// what operators write: a machine that has such labels from before works on.
+func (m *Machine) CheckLabelLines() error {
+	for _, k := range slices.Sorted(maps.Keys(m.Labels)) {
+		if strings.Contains(k, "=") || !oneLine(k) || !oneLine(m.Labels[k]) {
+			return fieldErr("labels", "remove that label, or write it without = in the key, and without control characters and spaces around either", "label %q: %q cannot be written as key=value", k, m.Labels[k])
+		}
+	}
+	return nil
+}
+
+// oneLine reports whether a text reads the same as a line, with the space around it taken off.
+func oneLine(s string) bool {
+	return s == strings.TrimSpace(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
