@@ -88,7 +88,7 @@ type labelData struct {
 	Set, Remove string // key=value and keys, one a line
 	Problem     string // with these
 	Foreseen    []labelled
-	Ready       int
+	Ready       []string // those that would take it
 }
 
 // labelled are the labels of one machine, and what they would become.
@@ -129,7 +129,7 @@ func (p *Pages) askLabels(r *http.Request, names []string) (*page, error) {
 	})
 	for _, l := range d.Foreseen {
 		if l.No == "" && len(patch) > 0 {
-			d.Ready++
+			d.Ready = append(d.Ready, l.Name)
 		}
 	}
 	return &page{name: "label", title: "Label machines", data: d}, nil

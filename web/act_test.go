@@ -44,13 +44,21 @@ func TestReimage(t *testing.T) {
 	if got = b.get("/machines/w-2/reimage"); !got.has("It would be refused:", "last control plane", `id="destroyCluster"`) || got.has("Reimage w-2</button>") {
 		t.Errorf("%s", got.text)
 	}
-	if got = b.get("/machines/w-2/reimage?destroyCluster=web"); !got.has("It would be refused:", "not of") {
-		t.Errorf("%s", got.text)
+	if got = b.post("/machines/w-2/reimage", url.Values{"check": {"yes"}, "destroyCluster": {"web"}}); got.code != 200 || !got.has("It would be refused:", "not of") {
+		t.Errorf("%d %s", got.code, got.text)
+	}
+	for _, path := range []string{"/machines/w-2/reimage", "/machines/w-2/remove"} { // a link types no word
+		if got = b.get(path + "?destroyCluster=store"); got.code != 200 || got.has(`value="store"`) || got.has("Cluster store may be lost with it") {
+			t.Errorf("%d %s", got.code, got.text)
+		}
+		if got = b.post(path+"?destroyCluster=store", url.Values{"force": {"yes"}, "rev": {fmt.Sprint(s.rev("w-2"))}}); got.code != 409 {
+			t.Errorf("%d %s", got.code, got.text)
+		}
 	}
 	if got = b.post("/machines/w-2/reimage", nil); got.code != 409 || !got.has("It was not ordered:", "last control plane") {
 		t.Errorf("%d %s", got.code, got.text)
 	}
-	if got = b.get("/machines/w-2/reimage?destroyCluster=store"); !got.has("Cluster store may be lost with it", "Reimage w-2</button>", `name="destroyCluster" value="store"`) {
+	if got = b.post("/machines/w-2/reimage", url.Values{"check": {"yes"}, "destroyCluster": {"store"}}); !got.has("Cluster store may be lost with it", "Reimage w-2</button>", `name="destroyCluster" value="store"`) {
 		t.Errorf("%s", got.text)
 	}
 	if got = b.post("/machines/w-2/reimage", url.Values{"destroyCluster": {"store"}}); got.code != http.StatusSeeOther {
@@ -123,7 +131,7 @@ func TestAct(t *testing.T) {
 	s := newSite(t, nil)
 	b := s.in(s.token("ada", inventory.AccessOperate))
 	got := b.get("/machines/act?act=reimage&machine=w-1&machine=w-2&machine=w-1&machine=w-9")
-	if got.code != 200 || !got.has("a worker may go", "last control plane", "Nothing: ", "w-9", "Reimage 1 machine</button>", `name="machine" value="w-2"`) || strings.Count(got.text, `name="machine" value="w-1"`) != 2 {
+	if got.code != 200 || !got.has("a worker may go", "last control plane", "Nothing: ", "w-9", "Reimage 1 machine</button>") || strings.Count(got.text, `name="machine" value="w-1"`) != 2 || strings.Count(got.text, `name="machine" value="w-2"`) != 1 {
 		t.Errorf("%d %s", got.code, got.text)
 	}
 	before := s.head()
@@ -212,5 +220,36 @@ func TestActRoles(t *testing.T) {
 	v, err := s.keeper.Machine(t.Context(), "w-1")
 	if err != nil || v.Facts.Reimage.Outstanding() {
 		t.Errorf("%+v, %v", v.Facts.Reimage, err)
+	}
+}
+
+// TestActOrders: only those are ordered that the page said would take it, and of control planes
+// of one cluster it says that they go one after the other.
+func TestActOrders(t *testing.T) {
+	s := newSite(t, nil)
+	b := s.in(s.token("ada", inventory.AccessOperate))
+	form := url.Values{"act": {"label"}, "machine": {"w-1", "w-9"}, "set": {"a=b"}}
+	if got := b.get("/machines/act?" + form.Encode()); !got.has("Label 1 machine") || strings.Count(got.text, `name="machine" value="w-9"`) != 1 {
+		t.Errorf("%s", got.text)
+	}
+	for _, name := range []string{"w-1", "w-3"} {
+		if got := b.post("/machines/"+name+"/edit", b.filledIn(name, url.Values{"role": {"controlplane"}})); got.code != 303 {
+			t.Fatalf("%d %s", got.code, got.text)
+		}
+		s.runs(name)
+	}
+	if got := b.post("/machines/w-1/edit", b.filledIn("w-1", url.Values{"role": {"worker"}, "force": {"yes"}})); got.code != 303 {
+		t.Fatalf("%d %s", got.code, got.text)
+	}
+	const note = "Several of these are control planes of web"
+	path := "/machines/act?act=reimage&machine=w-1&machine=w-3"
+	if got := b.get(path); got.has(note) { // w-3 would be refused
+		t.Errorf("%s", got.text)
+	}
+	if got := b.post("/machines/w-3/edit", b.filledIn("w-3", url.Values{"role": {"worker"}, "force": {"yes"}})); got.code != 303 {
+		t.Fatalf("%d %s", got.code, got.text)
+	}
+	if got := b.get(path); !got.has(note, "Reimage 2 machines") {
+		t.Errorf("%s", got.text)
 	}
 }

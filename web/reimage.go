@@ -27,7 +27,7 @@ type reimageData struct {
 	Machines []string // by name
 	Order    reimageOrder
 	Foreseen []foreseen
-	Ready    int      // how many would take the order
+	Ready    []string // those that would take the order
 	Clusters []string // to choose from
 	No       string   // why the order was not taken
 }
@@ -42,8 +42,9 @@ type foreseen struct {
 	No    string // why that cannot be said
 }
 
+// reimageOrderOf is the order that was sent. The word that a cluster may be lost is never taken from a link.
 func reimageOrderOf(r *http.Request) reimageOrder {
-	return reimageOrder{r.FormValue("wipe"), r.FormValue("hard"), r.FormValue("role"), r.FormValue("cluster"), r.FormValue("image"), r.FormValue("destroyCluster")}
+	return reimageOrder{r.FormValue("wipe"), r.FormValue("hard"), r.FormValue("role"), r.FormValue("cluster"), r.FormValue("image"), r.PostFormValue("destroyCluster")}
 }
 
 func (o reimageOrder) api() api.Reimage {
@@ -78,7 +79,20 @@ func (d *reimageData) Back() string {
 
 // Doubtful reports whether the machine's cluster may be the reason that it would be refused.
 func (d *reimageData) Doubtful() bool {
-	return d.One != "" && (d.Order.DestroyCluster != "" || d.Ready == 0)
+	return d.One != "" && (d.Order.DestroyCluster != "" || len(d.Ready) == 0)
+}
+
+// Shared are the clusters that several machines which would take the order are control planes of.
+func (d *reimageData) Shared() (clusters []string) {
+	planes := map[string]int{}
+	for _, f := range d.Foreseen {
+		if h := f.Check.Holds; f.Check.OK && h != nil && h.Role == "controlplane" {
+			if planes[h.Cluster]++; planes[h.Cluster] == 2 {
+				clusters = append(clusters, h.Cluster)
+			}
+		}
+	}
+	return clusters
 }
 
 // askReimage shows what would come of an order for one machine.
@@ -103,7 +117,7 @@ func (p *Pages) foresee(r *http.Request, d *reimageData) (*page, error) {
 	})
 	for _, f := range d.Foreseen {
 		if f.Check.OK {
-			d.Ready++
+			d.Ready = append(d.Ready, f.Name)
 		}
 	}
 	title := "Reimage machines"
@@ -143,8 +157,12 @@ func (p *Pages) whyNot(ctx context.Context, err error) string {
 	return "internal error; the log of provisiond has the detail"
 }
 
-// reimage gives the order to one machine, whose page shows the rest.
+// reimage gives the order to one machine, whose page shows the rest. With check it only shows
+// what would come of it with the word that its cluster may be lost.
 func (p *Pages) reimage(r *http.Request) (*page, error) {
+	if r.PostFormValue("check") != "" {
+		return p.askReimage(r)
+	}
 	m, err := client.Answer[api.Machine](p.api.ReimageMachine(r.Context(), named(r), reimageOrderOf(r).api()))
 	if err == nil {
 		return &page{to: machineAt(m.Name)}, nil

@@ -23,7 +23,7 @@ func (p *Pages) askRemove(r *http.Request) (*page, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &removeData{Machine: m, Destroy: r.FormValue("destroyCluster")}
+	d := &removeData{Machine: m, Destroy: r.PostFormValue("destroyCluster")}
 	return &page{name: "remove", title: "Remove " + m.Name, data: d}, nil
 }
 
@@ -33,7 +33,7 @@ func (p *Pages) remove(r *http.Request) (*page, error) {
 	if err != nil {
 		rev = 0 // no record has it
 	}
-	params := client.DeleteMachineParams{Force: r.FormValue("force") != "", DestroyCluster: r.FormValue("destroyCluster"), IfMatch: etagOf(rev)}
+	params := client.DeleteMachineParams{Force: r.FormValue("force") != "", DestroyCluster: r.PostFormValue("destroyCluster"), IfMatch: etagOf(rev)}
 	err = client.Done(p.api.DeleteMachine(r.Context(), named(r), params))
 	if err == nil {
 		return &page{name: "acted", title: "Removed", data: &actedData{Done: 1, Results: []acted{{Name: named(r), Gone: true}}}}, nil
