@@ -76,7 +76,7 @@ func (p *Pages) newCluster(r *http.Request) (*page, error) {
 	}
 	written, err := d.patch(api.ClusterSpec{})
 	if err != nil {
-		return nil, err
+		return d.again(err)
 	}
 	text, err := json.Marshal(written)
 	if err != nil {
@@ -145,10 +145,10 @@ func (p *Pages) checkCluster(r *http.Request) (*page, error) {
 	d.Rev = r.PostFormValue("rev")
 	d.read(r.PostForm)
 	written, err := d.patch(c.ClusterSpec)
-	if err != nil {
-		return nil, err
+	var check api.ClusterCheck
+	if err == nil {
+		check, err = client.Answer[api.ClusterCheck](p.api.CheckCluster(r.Context(), c.Name, written))
 	}
-	check, err := client.Answer[api.ClusterCheck](p.api.CheckCluster(r.Context(), c.Name, written))
 	if err != nil {
 		form, err := d.again(err)
 		if err == nil {
@@ -174,7 +174,7 @@ func (p *Pages) changeCluster(r *http.Request) (*page, error) {
 	}
 	written, err := d.patch(c.ClusterSpec)
 	if err != nil {
-		return nil, err
+		return d.again(err)
 	}
 	err = client.Done(p.api.PatchCluster(r.Context(), c.Name, client.PatchClusterParams{IfMatch: d.Rev}, written))
 	if no := refusal(err); no != nil && no.Status == http.StatusPreconditionFailed {

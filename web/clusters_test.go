@@ -292,6 +292,19 @@ func TestResetClusterAll(t *testing.T) {
 	}
 }
 
+// TestClusterFormPairs: a line that is not key=value is refused beside its field.
+func TestClusterFormPairs(t *testing.T) {
+	s := newSite(t, nil)
+	b := s.in(s.token("ada", inventory.AccessOperate))
+	form := b.fields("/clusters/store/edit")
+	form.Set("install.diskSelector", "size")
+	for path, status := range map[string]int{"/clusters/store/edit": 422, "/clusters/store/check": 200} {
+		if got := b.post(path, form); got.code != status || !got.has(`<p id="problem-install-diskSelector" class="bad">`, "is not key=value", "size</textarea>") {
+			t.Errorf("%s: %d %s", path, got.code, got.text)
+		}
+	}
+}
+
 func TestRolloutPage(t *testing.T) {
 	s := newSite(t, nil)
 	b := s.in(s.token("ada", inventory.AccessOperate))

@@ -111,7 +111,7 @@ func (f *specForm) read(form url.Values) {
 		field := &f.Fields[i]
 		field.Texts = nil
 		for _, text := range form[field.Name] {
-			field.Texts = append(field.Texts, strings.ReplaceAll(text, "\r\n", "\n")) // as browsers send lines
+			field.Texts = append(field.Texts, newlines(text))
 		}
 		if form.Get("more") == field.Name {
 			field.Texts = append(field.Texts, "")
@@ -138,7 +138,7 @@ func (f *specForm) patch(stored any) (map[string]any, error) {
 		}
 		switch field.Kind {
 		case "lines":
-			if all := entries(text); len(all) > 0 {
+			if all := lines(text); len(all) > 0 {
 				v = all
 			}
 		case "patches":
@@ -146,18 +146,21 @@ func (f *specForm) patch(stored any) (map[string]any, error) {
 				v = all
 			}
 		case "pairs":
-			pairs := map[string]any{}
+			written, err := pairs(text)
+			if err != nil {
+				return nil, wrong(field.Name, err)
+			}
+			all := map[string]any{}
 			if before, ok := at(old, field.Name).(map[string]any); ok {
 				for k := range before {
-					pairs[k] = nil // removed, unless it is written still
+					all[k] = nil // removed, unless it is written still
 				}
 			}
-			for _, e := range entries(text) {
-				k, value, _ := strings.Cut(e, "=")
-				pairs[strings.TrimSpace(k)] = strings.TrimSpace(value)
+			for k, value := range written {
+				all[k] = value
 			}
-			if len(pairs) > 0 {
-				v = pairs
+			if len(all) > 0 {
+				v = all
 			}
 		default:
 			if text != "" {
@@ -265,14 +268,4 @@ func put(tree map[string]any, path string, v any) {
 		tree[name] = branch
 	}
 	put(branch, rest, v)
-}
-
-// entries are the lines of a text that are not blank.
-func entries(text string) (out []string) {
-	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line != "" {
-			out = append(out, line)
-		}
-	}
-	return out
 }

@@ -49,8 +49,7 @@ type Pages struct {
 	routes    http.Handler
 }
 
-// shown is a page: who may look at it, how it is made, and where it has what is new, as
-// its path with /live; nil: it stays as it is.
+// shown is a page: who may look at it, and how it is made.
 type shown struct {
 	role inventory.Access
 	show func(*http.Request) (*page, error)
@@ -261,8 +260,7 @@ func (p *Pages) write(w http.ResponseWriter, r *http.Request, answer *page) {
 	who := admin.PrincipalOf(r.Context())
 	v := view{Title: answer.title, Version: p.operators.Version(), Who: who, At: r.URL.Path, Live: answer.live, Data: answer.data}
 	if who != nil {
-		v.MayOperate, v.MayAdmin = who.Role.Allows(inventory.AccessOperate), who.Role.Allows(inventory.AccessAdmin)
-		v.WholeRack = len(who.Clusters) == 0
+		v.MayOperate, v.MayAdmin, v.WholeRack = mayOperate(r.Context()), who.Role.Allows(inventory.AccessAdmin), wholeRack(r.Context())
 	}
 	out, err := p.templates[answer.name].page(v) // as a whole, or not at all
 	if err != nil {
