@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -487,6 +488,33 @@ func (l *Log) flush() {
 // Read calls f with each line after a number, oldest first, until it returns false.
 // What is no line is left out; notes made before are in it.
 func (l *Log) Read(ctx context.Context, after uint64, f func(line []byte, e Entry) (more bool)) error {
+	forward := func(r *os.File, f func([]byte, bool) bool) error { return lines(r, f) }
+	return l.read(ctx, after, slices.Values[[]*os.File], forward, func(seq uint64) bool { return seq > after }, f)
+}
+
+// ReadBack calls f with each line before a number, newest first, until it returns false; 0:
+// from the newest on. What is no line is left out; notes made before are in it.
+func (l *Log) ReadBack(ctx context.Context, before uint64, f func(line []byte, e Entry) (more bool)) error {
+	older := func(files []*os.File) iter.Seq[*os.File] {
+		return func(yield func(*os.File) bool) {
+			for _, r := range slices.Backward(files) {
+				if first, full := firstOf(filepath.Base(r.Name())); full && before != 0 && first >= before {
+					continue
+				}
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
+	return l.read(ctx, 0, older, linesBack, func(seq uint64) bool { return before == 0 || seq < before }, f)
+}
+
+// read goes over the files that have lines after a number, in an order, and hands on the lines
+// that are wanted, as scan finds them in a file.
+func (l *Log) read(ctx context.Context, after uint64, order func([]*os.File) iter.Seq[*os.File],
+	scan func(*os.File, func(line []byte, whole bool) bool) error, wanted func(seq uint64) bool, f func([]byte, Entry) bool,
+) error {
 	l.flush()
 	readers, err := l.readers(after)
 	defer func() {
@@ -497,47 +525,10 @@ func (l *Log) Read(ctx context.Context, after uint64, f func(line []byte, e Entr
 	if err != nil {
 		return err
 	}
-	for _, r := range readers {
+	for r := range order(readers) {
 		more := true
-		err := lines(r, func(line []byte, whole bool) bool {
-			if !whole || seqOf(line) <= after {
-				return true
-			}
-			if e, err := parse(line); err == nil {
-				more = ctx.Err() == nil && f(line, e)
-			}
-			return more
-		})
-		if err != nil {
-			return err
-		}
-		if !more {
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-// ReadBack calls f with each line before a number, newest first, until it returns false; 0:
-// from the newest on. What is no line is left out; notes made before are in it.
-func (l *Log) ReadBack(ctx context.Context, before uint64, f func(line []byte, e Entry) (more bool)) error {
-	l.flush()
-	readers, err := l.readers(0)
-	defer func() {
-		for _, r := range readers {
-			_ = r.Close() // it was only read
-		}
-	}()
-	if err != nil {
-		return err
-	}
-	for _, r := range slices.Backward(readers) {
-		if first, full := firstOf(filepath.Base(r.Name())); full && before != 0 && first >= before {
-			continue
-		}
-		more := true
-		err := linesBack(r, func(line []byte, whole bool) bool {
-			if !whole || before != 0 && seqOf(line) >= before {
+		err := scan(r, func(line []byte, whole bool) bool {
+			if !whole || !wanted(seqOf(line)) {
 				return true
 			}
 			if e, err := parse(line); err == nil {
