@@ -11,6 +11,27 @@ type Image struct {
 	Kernel    Blob      `json:"kernel"`
 	Initramfs Blob      `json:"initramfs"`
 	Created   time.Time `json:"created,omitzero"`
+	Use       ImageUse  `json:"use" doc:"Who would netboot it, as far as they are of who asks"`
+}
+
+// ImageUse is who would netboot an image.
+type ImageUse struct {
+	Clusters     int      `json:"clusters" doc:"Clusters of its version and schematic"`
+	ClusterNames []string `json:"clusterNames,omitempty" doc:"The first 10 of them, by name"`
+	Machines     int      `json:"machines" doc:"Machines that would netboot it, if they did now"`
+	MachineNames []string `json:"machineNames,omitempty" doc:"The first 10 of them, by name"`
+}
+
+// Images are all images.
+type Images struct {
+	Items   []Image        `json:"items" nullable:"false"`
+	Missing []MissingImage `json:"missing,omitempty" doc:"What machines would netboot and is not here, by id; they are held. At most 100"`
+}
+
+// MissingImage is one that machines wait for.
+type MissingImage struct {
+	ID  string   `json:"id" doc:"version/schematic/arch" example:"v1.13.6/default/amd64"`
+	Use ImageUse `json:"use"`
 }
 
 // ImageSpec names the blobs of an image; put them first.

@@ -62,6 +62,21 @@ func TestImages(t *testing.T) {
 	}
 }
 
+// TestImagesCost: no page about images has each machine written out.
+func TestImagesCost(t *testing.T) {
+	s := newSite(t, nil)
+	s.image("v1.12.0", inventory.AMD64)
+	b := s.in(s.token("ada", inventory.AccessOperate))
+	b.get("/images")
+	b.get("/images/v1.12.0/default/amd64/delete")
+	if got := b.post("/images/v1.12.0/default/amd64/delete", nil); got.code != 200 {
+		t.Errorf("%d %s", got.code, got.text)
+	}
+	if n := s.calls.times("/api/v1/machines"); n != 0 {
+		t.Errorf("machines are listed %d times", n)
+	}
+}
+
 func TestChromiumImages(t *testing.T) {
 	s := newSite(t, nil)
 	s.image("v1.13.6", inventory.ARM64)

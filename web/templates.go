@@ -94,6 +94,7 @@ var functions = template.FuncMap{
 	"bytes":       size,
 	"took":        took,
 	"next":        func(i int) int { return i + 1 },
+	"others":      func(all int, named []string) int { return all - len(named) },
 	"diffLines":   diffLines,
 	"clock":       func(t time.Time) string { return t.UTC().Format("15:04:05") },
 	"stamp":       func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") },

@@ -463,3 +463,49 @@ func TestPagesAnswerTheRest(t *testing.T) {
 		}
 	}
 }
+
+// TestImageUses: each image has who would netboot it, counted in one pass, of what the
+// caller may see; and what is wanted and not here is told.
+func TestImageUses(t *testing.T) {
+	r := seed(t, Config{}) // cp-1
+	const body = `{"name":"%s","macs":["5254000001%02x"],"role":"worker","cluster":"%s"%s}`
+	r.must(201, "POST", "/api/v1/clusters", `{"name":"other","endpoint":"https://[2001:db8::9]:6443"}`, nil)
+	for i := range 12 {
+		r.must(201, "POST", "/api/v1/machines", fmt.Sprintf(body, fmt.Sprintf("w-%02d", i), i, "rack1", ""), nil)
+	}
+	r.must(201, "POST", "/api/v1/machines", fmt.Sprintf(body, "o-1", 20, "other", ""), nil)
+	r.must(201, "POST", "/api/v1/machines", fmt.Sprintf(body, "o-2", 21, "other", `,"image":"v1.12.1/abc"`), nil)
+	for _, version := range []string{"v1.13.6", "v1.12.0"} {
+		if err := r.keeper.PutImage(t.Context(), &inventory.Image{Version: version, Arch: inventory.AMD64}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got api.Images
+	r.must(200, "GET", "/api/v1/images", "", &got)
+	if len(got.Items) != 2 || len(got.Missing) != 1 {
+		t.Fatalf("%+v", got)
+	}
+	if use := got.Items[0].Use; got.Items[0].Version != "v1.12.0" || use.Clusters != 0 || use.Machines != 0 {
+		t.Errorf("%+v", got.Items[0])
+	}
+	use := got.Items[1].Use
+	if use.Clusters != 2 || strings.Join(use.ClusterNames, " ") != "other rack1" || use.Machines != 14 || len(use.MachineNames) != maxUsers || use.MachineNames[0] != "cp-1" {
+		t.Errorf("%+v", use)
+	}
+	if m := got.Missing[0]; m.ID != "v1.12.1/abc/amd64" || m.Use.Machines != 1 || m.Use.MachineNames[0] != "o-2" {
+		t.Errorf("%+v", m)
+	}
+	var one api.Image
+	r.must(200, "GET", "/api/v1/images/v1.13.6/default/amd64", "", &one)
+	if one.Use.Machines != 14 || one.Use.Clusters != 2 {
+		t.Errorf("%+v", one)
+	}
+	rec := r.ask(&Principal{Name: "limited", Via: ViaToken, Role: read, Clusters: []string{"other"}}, "GET", "/api/v1/images", "")
+	var theirs api.Images
+	if err := json.Unmarshal(rec.Body.Bytes(), &theirs); err != nil || rec.Code != 200 || len(theirs.Items) != 2 {
+		t.Fatalf("%d %s", rec.Code, rec.Body)
+	}
+	if use := theirs.Items[1].Use; use.Machines != 1 || use.Clusters != 1 || strings.Contains(rec.Body.String(), "rack1") || strings.Contains(rec.Body.String(), "w-00") {
+		t.Errorf("%s", rec.Body)
+	}
+}

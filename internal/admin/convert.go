@@ -259,11 +259,15 @@ func bootstrapOf(b *inventory.Bootstrap) api.Bootstrap {
 	return out
 }
 
-func imageOf(i *inventory.Image) api.Image {
-	return api.Image{
+func imageOf(i *inventory.Image, uses map[string]*api.ImageUse) api.Image {
+	img := api.Image{
 		ID: i.ID(), Version: i.Version, Schematic: i.Schematic, Arch: string(i.Arch),
 		Kernel: api.Blob(i.Kernel), Initramfs: api.Blob(i.Initramfs), Created: i.Created,
 	}
+	if use := uses[img.ID]; use != nil {
+		img.Use = *use
+	}
+	return img
 }
 
 func strangerOf(st inventory.Stranger, code string, s *inventory.Suggestion) api.Stranger {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -20,7 +21,7 @@ type imageAnswer struct{ Body api.Image }
 
 func (s *Server) imageRoutes(doc huma.API) {
 	tags := []string{"images"}
-	register(s, doc, needs{read, everybody, looks}, huma.Operation{OperationID: "list-images", Method: http.MethodGet, Path: "/images", Tags: tags, Summary: "List boot images"}, s.listImages)
+	register(s, doc, needs{read, everybody, looks}, huma.Operation{OperationID: "list-images", Method: http.MethodGet, Path: "/images", Tags: tags, Summary: "List boot images", Description: "Each with who would netboot it; and what machines would netboot and is not here."}, s.listImages)
 	register(s, doc, needs{read, everybody, looks}, huma.Operation{OperationID: "get-image", Method: http.MethodGet, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
 		Summary: "Show a boot image"}, s.getImage, http.StatusNotFound)
 	register(s, doc, needs{operate, rackWide, changes}, huma.Operation{OperationID: "put-image", Method: http.MethodPut, Path: "/images/{version}/{schematic}/{arch}", Tags: tags,
@@ -36,17 +37,68 @@ func (s *Server) imageRoutes(doc huma.API) {
 		}}}, s.putBlob, http.StatusRequestEntityTooLarge, http.StatusInsufficientStorage)
 }
 
-func (s *Server) listImages(ctx context.Context, _ *struct{}) (*struct{ Body api.List[api.Image] }, error) {
+func (s *Server) listImages(ctx context.Context, _ *struct{}) (*struct{ Body api.Images }, error) {
 	list, err := s.inv.Images(ctx)
 	if err != nil {
 		return nil, err
 	}
-	out := &struct{ Body api.List[api.Image] }{}
+	uses, err := s.imageUses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &struct{ Body api.Images }{}
 	out.Body.Items = make([]api.Image, 0, len(list))
 	for i := range list {
-		out.Body.Items = append(out.Body.Items, imageOf(&list[i]))
+		img := imageOf(&list[i], uses)
+		out.Body.Items = append(out.Body.Items, img)
+		delete(uses, img.ID)
+	}
+	for _, id := range slices.Sorted(maps.Keys(uses)) {
+		if use := uses[id]; use.Machines > 0 && len(out.Body.Missing) < maxMissing {
+			out.Body.Missing = append(out.Body.Missing, api.MissingImage{ID: id, Use: *use})
+		}
 	}
 	return out, nil
+}
+
+const (
+	maxUsers   = 10  // clusters, and machines, of an image that are named
+	maxMissing = 100 // images that are not here
+)
+
+// imageUses is who would netboot each image, by its id, whether it is here or not. It looks
+// at each machine once.
+func (s *Server) imageUses(ctx context.Context) (map[string]*api.ImageUse, error) {
+	uses := map[string]*api.ImageUse{}
+	use := func(id string) *api.ImageUse {
+		if uses[id] == nil {
+			uses[id] = &api.ImageUse{}
+		}
+		return uses[id]
+	}
+	add := func(n *int, names *[]string, name string) {
+		if *n++; len(*names) < maxUsers {
+			*names = append(*names, name)
+		}
+	}
+	clusters, err := s.inv.Clusters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range clusters {
+		for _, arch := range []inventory.Arch{inventory.AMD64, inventory.ARM64} {
+			u := use(inventory.ImageID(c.TalosVersion, c.Schematic, arch))
+			add(&u.Clusters, &u.ClusterNames, c.Name)
+		}
+	}
+	err = eachMachine(ctx, s.inv, "", func(v inventory.View) bool {
+		if v.Wanted != "" {
+			u := use(v.Wanted)
+			add(&u.Machines, &u.MachineNames, v.Machine.Name)
+		}
+		return true
+	})
+	return uses, err
 }
 
 func (s *Server) getImage(ctx context.Context, in *ImagePath) (*imageAnswer, error) {
@@ -59,7 +111,11 @@ func (s *Server) getImage(ctx context.Context, in *ImagePath) (*imageAnswer, err
 	if i < 0 {
 		return nil, fmt.Errorf("image %s: %w", id, inventory.ErrNotFound)
 	}
-	return &imageAnswer{imageOf(&list[i])}, nil
+	uses, err := s.imageUses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &imageAnswer{imageOf(&list[i], uses)}, nil
 }
 
 func (s *Server) putImage(ctx context.Context, in *struct {

@@ -222,14 +222,14 @@ func (a *app) imageList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		images, err := client.Answer[api.List[api.Image]](c.ListImages(cmd.Context()))
+		images, err := client.Answer[api.Images](c.ListImages(cmd.Context()))
 		if err != nil {
 			return err
 		}
 		return out.print(cmd, images.Items, func(w io.Writer) {
-			row(w, "IMAGE", "KERNEL", "BYTES", "INITRAMFS", "BYTES", "ADDED")
+			row(w, "IMAGE", "KERNEL", "BYTES", "INITRAMFS", "BYTES", "CLUSTERS", "MACHINES", "ADDED")
 			for _, i := range images.Items {
-				row(w, i.ID, short(i.Kernel.SHA256), i.Kernel.Size, short(i.Initramfs.SHA256), i.Initramfs.Size, when(i.Created))
+				row(w, i.ID, short(i.Kernel.SHA256), i.Kernel.Size, short(i.Initramfs.SHA256), i.Initramfs.Size, i.Use.Clusters, i.Use.Machines, when(i.Created))
 			}
 		})
 	}
