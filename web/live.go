@@ -14,7 +14,7 @@ import (
 
 // A page is kept up to date in parts. A part is an element with sse-swap="NAME", and a
 // template that makes what is in it. While a page is open, its parts are made again
-// once a second, and those that changed are sent to it as server-sent events of their name,
+// twice a second, and those that changed are sent to it as server-sent events of their name,
 // which htmx puts in place. There is nothing to resume: whoever connects again is
 // sent all parts.
 
@@ -33,7 +33,7 @@ type liveParts func(ctx context.Context) ([]part, error)
 
 const (
 	// beat is how often a page is made again while somebody looks at it.
-	beat = time.Second
+	beat = 500 * time.Millisecond
 	// heartbeat is how often a stream says something although nothing has changed, so that both
 	// ends notice when the other is gone.
 	heartbeat = 15 * time.Second

@@ -14,8 +14,10 @@ import (
 )
 
 const (
-	// hubPause is how long a hub collects changes, and a stream after it.
-	hubPause = 500 * time.Millisecond
+	// hubPause is how long a hub collects changes, and streamPause the least time between two
+	// batches of a stream.
+	hubPause    = 250 * time.Millisecond
+	streamPause = 500 * time.Millisecond
 	// hubTick is how often it asks for what nobody tells: downloads, the clock, the
 	// newest event.
 	hubTick = time.Second

@@ -161,7 +161,7 @@ func (st *machineStream) next(ctx context.Context) (buf []byte, more bool, err e
 
 // take begins a batch, not sooner than a pause after the last one. hub.mu is held.
 func (st *machineStream) take(ctx context.Context) bool {
-	if wait := time.Until(st.taken.Add(hubPause)); wait > 0 && len(st.pending) > 0 {
+	if wait := time.Until(st.taken.Add(streamPause)); wait > 0 && len(st.pending) > 0 {
 		st.hub.mu.Unlock()
 		timer := time.NewTimer(wait)
 		select {
