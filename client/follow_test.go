@@ -108,7 +108,7 @@ func TestFollowIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bodies := []io.Reader{
 			&endless{},
-			strings.NewReader(strings.Repeat("data: "+strings.Repeat("x", 1000)+"\n", 2000)),
+			strings.NewReader(strings.Repeat("data: "+strings.Repeat("x", 1000)+"\n", 8*api.MaxBody/1000+1)),
 			strings.NewReader("id: 8\ndata: {\"id\":8}\n\n"),
 		}
 		items, broke, err := follow(t, func(*http.Request) *http.Response {
