@@ -226,14 +226,17 @@ func scriptServed(f *Facts, e Event) (tells bool) {
 	// Who does not come from the script of this boot may have run since.
 	fresh := func() bool { return !b.Script.IsZero() && e.Boot != b.Number }
 	wipes := f.Reimage.Outstanding() && !f.Reimage.Claimed()
-	if b == nil || !b.Config.IsZero() || !b.API.IsZero() || b.Plan == Disk && e.Plan != Disk || !b.Script.IsZero() && b.Plan == Wipe && e.Plan != Wipe || wipes && fresh() {
+	// It is in the boot that its wipe was cleared in, whatever that was to do before: a
+	// backup that was put back takes every boot for one from disk.
+	due := e.Plan == Wipe && f.DueAtNetboot()
+	if !due && (b == nil || !b.Config.IsZero() || !b.API.IsZero() || b.Plan == Disk && e.Plan != Disk || !b.Script.IsZero() && b.Plan == Wipe && e.Plan != Wipe || wipes && fresh()) {
 		b = begin(f, e)
 	} else {
 		b = f.change(0)
 	}
 	b.Waits = e.Wait
 	served, plan, failed := first(&b.Script, e.Time), set(&b.Plan, e.Plan), set(&b.Error, e.Error)
-	if e.Plan == Wipe && f.DueAtNetboot() {
+	if due {
 		claimWipe(f, e, ViaNetboot)
 		f.Reimage.Boot = b.Number
 	}
