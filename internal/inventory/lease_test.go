@@ -204,14 +204,18 @@ func TestSweepForgetsNoNewLease(t *testing.T) {
 		mustBind(t, k, stranger(k, 2)) // has the other one
 		time.Sleep(small[0].Valid - 50*time.Minute)
 		var next inventory.Lease
-		store.meanwhile = func() { next = mustBind(t, k, stranger(k, 3)) }
+		third := 3
+		for inventory.SameTurn(k, stranger(k, 1), stranger(k, third)) { // it would wait for the sweep
+			third++
+		}
+		store.meanwhile = func() { next = mustBind(t, k, stranger(k, third)) }
 		if err := k.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if next.Address != ended.Address {
 			t.Fatalf("the next one got %v", next)
 		}
-		if l, err := k.Bind(t.Context(), stranger(k, 4)); !errors.Is(err, inventory.ErrFull) {
+		if l, err := k.Bind(t.Context(), stranger(k, third+1)); !errors.Is(err, inventory.ErrFull) {
 			t.Errorf("another one got %v, %v", l, err)
 		}
 	})

@@ -241,9 +241,14 @@ func (t *leases) ended(now time.Time) []*Lease {
 	return out
 }
 
+// turnOf is which of the locks a client takes: it shares it with others.
+func (t *leases) turnOf(client string) uint64 {
+	return maphash.String(t.seed, client) % uint64(len(t.turn))
+}
+
 // serially runs f while no other message of the client is worked on.
 func (t *leases) serially(client string, f func() error) error {
-	m := &t.turn[maphash.String(t.seed, client)%uint64(len(t.turn))]
+	m := &t.turn[t.turnOf(client)]
 	m.Lock()
 	defer m.Unlock()
 	return f()
