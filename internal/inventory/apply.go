@@ -83,7 +83,9 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 		if b == nil {
 			b = begin(f, e)
 		}
-		return first(&b.Offered, e.Time) || set(&b.Plan, e.Plan)
+		offered, plan, way := first(&b.Offered, e.Time), set(&b.Plan, e.Plan), set(&b.Way, e.Way)
+		b.WayReason = e.WayReason
+		return offered || plan || way
 	case LoaderServed:
 		if b := changeBoot(f, e); b != nil && first(&b.Loader, e.Time) {
 			b.LoaderTook = e.Took
@@ -102,9 +104,16 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 			b.InitramfsTook = e.Took
 			return true
 		}
+	case UKIServed:
+		if b := changeBoot(f, e); b != nil && first(&b.Initramfs, e.Time) {
+			first(&b.Kernel, e.Time)
+			b.InitramfsTook = e.Took
+			return true
+		}
 	case ConfigServed:
 		if b := changeBoot(f, e); b != nil {
 			first(&b.Config, e.Time)
+			b.ConfigBy = e.ConfigBy
 			b.ConfigFetches++
 			if !b.ConfigTo.IsValid() {
 				b.ConfigTo = e.Peer
@@ -177,6 +186,9 @@ func seen(f *Facts, e Event) (tells bool) {
 	if e.Serial != "" {
 		tells = set(&f.Serial, e.Serial) || tells
 	}
+	if e.SecureBoot != "" {
+		tells = set(&f.SecureBoot, e.SecureBoot) || tells
+	}
 	if e.DUID != "" && !slices.Contains(f.DUIDs, e.DUID) {
 		f.DUIDs = append(f.DUIDs, e.DUID)
 		if n := len(f.DUIDs); n > maxDUIDs {
@@ -236,6 +248,9 @@ func scriptServed(f *Facts, e Event) (tells bool) {
 	}
 	b.Waits = e.Wait
 	served, plan, failed := first(&b.Script, e.Time), set(&b.Plan, e.Plan), set(&b.Error, e.Error)
+	if e.Way != "" {
+		b.Way, b.WayReason = e.Way, e.WayReason
+	}
 	if due {
 		claimWipe(f, e, ViaNetboot)
 		f.Reimage.Boot = b.Number
@@ -257,6 +272,9 @@ func apiAnswered(f *Facts, e Event) (tells bool) {
 	}
 	tells = stage(f, e)
 	tells = notWiped(f, e) || tells
+	if e.SecureBoot != "" {
+		tells = set(&f.SecureBoot, e.SecureBoot) || tells
+	}
 	up := e.Stage == StageBooting || e.Stage == StageRunning
 	b := f.Current()
 	if !f.isOf(b, e) {

@@ -16,6 +16,7 @@ const (
 	ScriptServed    Kind = "script-served"    // was given a boot script
 	KernelServed    Kind = "kernel-served"    // read the kernel to its end
 	InitramfsServed Kind = "initramfs-served" // read the initramfs to its end
+	UKIServed       Kind = "uki-served"       // read its UKI, which is kernel and initramfs, to its end
 	ScriptRefused   Kind = "script-refused"   // somebody else asked for its boot script
 	ApprovalAsked   Kind = "approval-asked"   // waits for a person to approve it
 	ConfigServed    Kind = "config-served"    // was given its machine config
@@ -35,7 +36,7 @@ const (
 // installed), and as what its script made it known already.
 func (e Event) observed(v *View) bool {
 	switch e.Kind {
-	case Solicited, Offered, LoaderServed, KernelServed, InitramfsServed, Reported:
+	case Solicited, Offered, LoaderServed, KernelServed, InitramfsServed, UKIServed, Reported:
 		return true
 	case ConfigServed:
 		f := &v.Facts
@@ -126,11 +127,17 @@ type Event struct {
 	Port   string     `json:"port,omitempty"` // of the relay: its interface-id and remote-id
 	Subnet string     `json:"subnet,omitempty"`
 	Plan   Action     `json:"plan,omitempty"`
-	Hash   string     `json:"hash,omitempty"`
-	Image  string     `json:"image,omitempty"` // installer of an upgrade
-	Mode   ConfigMode `json:"mode,omitempty"`  // that the config was applied in
-	Stage  Stage      `json:"stage,omitempty"`
-	Ready  bool       `json:"ready,omitempty"`
+	Way    Way        `json:"way,omitempty"`
+	// WayReason is why it is started so.
+	WayReason string  `json:"wayReason,omitempty"`
+	ConfigBy  Channel `json:"configBy,omitempty"`
+	// SecureBoot is what Talos says of the firmware.
+	SecureBoot Switch     `json:"secureBoot,omitempty"`
+	Hash       string     `json:"hash,omitempty"`
+	Image      string     `json:"image,omitempty"` // installer of an upgrade
+	Mode       ConfigMode `json:"mode,omitempty"`  // that the config was applied in
+	Stage      Stage      `json:"stage,omitempty"`
+	Ready      bool       `json:"ready,omitempty"`
 	// Took is how long the machine took to read a file to its end.
 	Took  time.Duration `json:"took,omitempty"`
 	Error string        `json:"error,omitempty"`

@@ -36,13 +36,15 @@ const (
 // Facts is everything learnt from one registered machine. Only [Apply] changes
 // it, and it accumulates: no field is cleared because a later packet lacked it.
 type Facts struct {
-	Machine   string    `json:"machine"`
-	Arch      Arch      `json:"arch,omitempty"`
-	UUID      string    `json:"uuid,omitempty"`
-	Serial    string    `json:"serial,omitempty"`
-	DUIDs     []string  `json:"duids,omitempty"` // hexadecimal, newest last, at most maxDUIDs
-	FirstSeen time.Time `json:"firstSeen,omitzero"`
-	LastSeen  time.Time `json:"lastSeen,omitzero"` // to the minute
+	Machine string   `json:"machine"`
+	Arch    Arch     `json:"arch,omitempty"`
+	UUID    string   `json:"uuid,omitempty"`
+	Serial  string   `json:"serial,omitempty"`
+	DUIDs   []string `json:"duids,omitempty"` // hexadecimal, newest last, at most maxDUIDs
+	// SecureBoot is what Talos said of the firmware when it last ran there.
+	SecureBoot Switch    `json:"secureBoot,omitempty"`
+	FirstSeen  time.Time `json:"firstSeen,omitzero"`
+	LastSeen   time.Time `json:"lastSeen,omitzero"` // to the minute
 	// Identified is what named the machine when it last asked for an address.
 	Identified Identification `json:"identified,omitzero"`
 
@@ -138,6 +140,11 @@ type Boot struct {
 	InitramfsTook time.Duration `json:"initramfsTook,omitempty"`
 	// Plan is what was decided when the script, or the refusal, went out.
 	Plan Action `json:"plan,omitempty"`
+	// Way is how it was started, and WayReason why so.
+	Way       Way    `json:"way,omitempty"`
+	WayReason string `json:"wayReason,omitempty"`
+	// ConfigBy is how it got its config; empty: it has none, or by its URL.
+	ConfigBy Channel `json:"configBy,omitempty"`
 	// Order is the install order this boot serves, 0 for none.
 	Order uint64 `json:"order,omitempty"`
 	// Waits is set while it is in its boot loader and asks again and again.
@@ -246,12 +253,18 @@ type Stranger struct {
 // Image is one set of boot assets: a Talos version and schematic for one
 // architecture. The bytes lie in the image folder, named by their hash.
 type Image struct {
-	Version   string    `json:"version"`             // v1.13.6
-	Schematic string    `json:"schematic,omitempty"` // empty: plain Talos
-	Arch      Arch      `json:"arch"`
-	Kernel    Blob      `json:"kernel"`
-	Initramfs Blob      `json:"initramfs"`
-	Created   time.Time `json:"created,omitzero"`
+	Version   string `json:"version"`             // v1.13.6
+	Schematic string `json:"schematic,omitempty"` // empty: plain Talos
+	Arch      Arch   `json:"arch"`
+	Kernel    Blob   `json:"kernel"`
+	Initramfs Blob   `json:"initramfs"`
+	// UKI is the unsigned unified kernel image that machines' own are made of; Stub is
+	// systemd's UEFI stub, which makes one of kernel and initramfs. Signed is the UKI that
+	// the vendor signed. Each may be missing.
+	UKI     Blob      `json:"uki,omitzero"`
+	Stub    Blob      `json:"stub,omitzero"`
+	Signed  Blob      `json:"signed,omitzero"`
+	Created time.Time `json:"created,omitzero"`
 
 	Rev uint64 `json:"-"`
 }

@@ -26,6 +26,8 @@ type KeeperConfig struct {
 	// MaxStrangers bounds the list of discovered NICs; the one not seen for
 	// longest makes room. 0 means 1024.
 	MaxStrangers int
+	// Signs is set when there is a key here to sign UKIs with.
+	Signs bool
 }
 
 // Keeper is the one writer of the inventory. Every change is loaded, decided by
@@ -33,6 +35,7 @@ type KeeperConfig struct {
 // the race is decided again on what won. It is safe for concurrent use.
 type Keeper struct {
 	store   Store
+	signs   bool
 	subnets atomic.Pointer[[]Subnet]
 	placing sync.RWMutex // held to register machines, and to change the subnets
 
@@ -54,7 +57,7 @@ func NewKeeper(ctx context.Context, store Store, cfg KeeperConfig) (*Keeper, err
 	if cfg.MaxStrangers == 0 {
 		cfg.MaxStrangers = 1024
 	}
-	k := &Keeper{store: store}
+	k := &Keeper{store: store, signs: cfg.Signs}
 	k.subnets.Store(&cfg.Subnets)
 	k.notes.wake = make(chan struct{}, 1)
 	k.strangers.max = cfg.MaxStrangers
@@ -298,7 +301,7 @@ func (k *Keeper) complete(ctx context.Context, rec Record, arch Arch) (*View, er
 	if err != nil {
 		return nil, err
 	}
-	v := &View{Machine: &m}
+	v := &View{Machine: &m, Signs: k.signs}
 	v.Facts, err = getJSON[Facts](ctx, k.store, Key{BucketFacts, m.Name})
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, err

@@ -55,6 +55,11 @@ type Machine struct {
 	// Image is the Talos that is netbooted, "VERSION" or "VERSION/SCHEMATIC".
 	// Empty: the cluster's.
 	Image string `json:"image,omitempty"`
+	// Boot is the way that is tried first; empty is [Auto].
+	Boot Way `json:"boot,omitempty"`
+	// SecureBoot says that its firmware starts signed programs only. Talos tells it too,
+	// once it has run there.
+	SecureBoot bool `json:"secureBoot,omitempty"`
 	// Addressing overrides the cluster's.
 	Addressing Addressing `json:"addressing,omitempty"`
 	// Approval overrides the cluster's.
@@ -140,6 +145,11 @@ func (m *Machine) Validate() error {
 	}
 	if err := checkApproval(m.Approval); err != nil {
 		return err
+	}
+	switch m.Boot {
+	case "", Auto, ByUKI, ByIPXE:
+	default:
+		return fieldErr("boot", "auto, uki or ipxe", "%q is not a way to boot", m.Boot)
 	}
 	switch m.Addressing {
 	case "", Static, DHCPv6:

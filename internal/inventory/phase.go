@@ -59,6 +59,8 @@ func stallReason(p Phase, b *Boot) string {
 		return "got an address and a boot URL but never fetched the loader: is TFTP or HTTP to us blocked?"
 	case PhaseLoading:
 		switch {
+		case b.Way == ByUKI || b.Way == BySigned:
+			return "was given its UKI and did not read it to its end: is the link lossy, or the HTTP port blocked for large answers (MTU)?"
 		case b.Script.IsZero():
 			return "has the loader and never asked for its script: is HTTP to us blocked?"
 		case b.Kernel.IsZero():

@@ -24,6 +24,10 @@ type Plan struct {
 	// Wait is set when it is not yet certain that the machine may be wiped: it is to
 	// netboot, and to ask for its script again.
 	Wait bool `json:"wait,omitempty"`
+	// Way is how a machine that netboots is started, and WayReason why so. Without a way
+	// it is not started.
+	Way       Way    `json:"way,omitempty"`
+	WayReason string `json:"wayReason,omitempty"`
 }
 
 // View is what one decision looks at: one machine (or none, for a stranger)
@@ -38,13 +42,23 @@ type View struct {
 	// not imported. Wanted is its id, for the reason.
 	Image  *Image
 	Wanted string
+	// Signs is set when there is a key here to sign UKIs with.
+	Signs bool
 
 	epoch uint64 // of the views it may be kept in
 }
 
-// PlanBoot is the one boot decision. DHCPv6, TFTP, the boot script and the
+// PlanBoot is the one boot decision. DHCPv6, TFTP, the boot script, the UKI and the
 // config URL all ask it, so that none can forget what another enforces.
 func PlanBoot(v View) Plan {
+	p := planAction(v)
+	if p.Action.Netboots() {
+		p.Way, p.WayReason = PlanWay(v, "")
+	}
+	return p
+}
+
+func planAction(v View) Plan {
 	switch m := v.Machine; {
 	case m == nil:
 		return Plan{Action: Hold, Reason: "this MAC is not registered"}

@@ -1,0 +1,147 @@
+package inventory
+
+import "fmt"
+
+// Way is how a machine is started over the network.
+type Way string
+
+// The ways. What [Machine.Boot] names is tried first, never the only one.
+const (
+	// Auto is no way: the firmware decides.
+	Auto Way = "auto"
+	// ByIPXE has the firmware load iPXE, and iPXE a script, a kernel and an initramfs.
+	ByIPXE Way = "ipxe"
+	// ByUKI has firmware that boots over HTTP load the machine's own UKI: kernel,
+	// initramfs and kernel line in one file.
+	ByUKI Way = "uki"
+	// BySigned has it load the UKI that the image's vendor signed, as it is. Nothing in
+	// it says whose machine it is, so the config goes over the machine's own API.
+	BySigned Way = "signed"
+)
+
+// Channel is how a machine got its config.
+type Channel string
+
+// The channels.
+const (
+	ChannelURL     Channel = "url"     // talos.config= on its kernel line
+	ChannelAPI     Channel = "api"     // ApplyConfiguration, in maintenance mode
+	ChannelNoCloud Channel = "nocloud" // user-data of a NoCloud server
+	ChannelISO     Channel = "iso"     // a volume beside its boot medium
+)
+
+// Switch is what is known of something that is on or off; empty: nothing.
+type Switch string
+
+// The positions of a Switch.
+const (
+	On  Switch = "on"
+	Off Switch = "off"
+)
+
+// HasSecureBoot reports whether the machine is known to start signed programs only:
+// by its operator, or by what Talos said when it ran there.
+func (v *View) HasSecureBoot() bool {
+	return v.Machine != nil && (v.Machine.SecureBoot || v.Facts.SecureBoot == On)
+}
+
+// HasUKI reports whether a machine's own UKI can be made of the image.
+func (i *Image) HasUKI() bool { return i.UKI.SHA256 != "" || i.Stub.SHA256 != "" }
+
+// wayTries is how often a way may fail on a machine, one time after the other, before
+// the other one is tried.
+const wayTries = 2
+
+// PlanWay says by which way a machine is started, and why, when a program of it asks;
+// with no program, the one that began its newest boot. An empty way: by none. A way
+// that failed twice is not tried again before the other: firmware differs, and nobody
+// may be there to see it.
+func PlanWay(v View, c Client) (Way, string) {
+	if v.Machine == nil {
+		return ByIPXE, "" // only its script can say that it waits
+	}
+	if b := v.Facts.Current(); c == "" && b != nil {
+		c = b.Client
+	}
+	m, wants := v.Machine, v.Machine.Boot
+	switch c {
+	case IPXE:
+		return ByIPXE, "it is iPXE that asks"
+	case FirmwarePXE:
+		if wants == ByUKI {
+			return ByIPXE, "it should boot a UKI, but its firmware asked over PXE: set it to boot over HTTP"
+		}
+		return ByIPXE, "its firmware boots over PXE"
+	}
+	if v.HasSecureBoot() {
+		return waySecure(v)
+	}
+	switch {
+	case v.Image == nil || !v.Image.HasUKI():
+		if wants == ByUKI {
+			return ByIPXE, fmt.Sprintf("it should boot a UKI, but image %s has neither a UKI nor a stub", v.Wanted)
+		}
+		return ByIPXE, fmt.Sprintf("image %s has neither a UKI nor a stub", v.Wanted)
+	case v.Facts.Reimage.Outstanding() && !v.Facts.Reimage.Claimed():
+		return ByIPXE, "it is to be wiped, and only iPXE can wait for its turn"
+	}
+	first, other, why := ByUKI, ByIPXE, "its firmware boots over HTTP"
+	switch wants {
+	case ByUKI:
+		why = m.Name + " is registered so"
+	case ByIPXE:
+		first, other, why = ByIPXE, ByUKI, m.Name+" is registered so"
+	}
+	if !v.Facts.failing(first) || v.Facts.failing(other) && v.Facts.lastWay() == other {
+		return first, why
+	}
+	return other, fmt.Sprintf("the last %d boots by %s got no config", wayTries, first)
+}
+
+// waySecure is PlanWay for firmware that boots over HTTP and starts signed programs only.
+func waySecure(v View) (Way, string) {
+	wipes := v.Facts.Reimage.Outstanding() && !v.Facts.Reimage.Claimed()
+	switch {
+	case v.Signs && v.Image != nil && v.Image.HasUKI():
+		return ByUKI, "Secure Boot is on, and its UKI is signed with our key"
+	case wipes && !v.Signs:
+		return "", "Secure Boot is on and there is no key here to sign a UKI with: it can be wiped over its own API only"
+	case v.Image != nil && v.Image.Signed.SHA256 != "":
+		return BySigned, "Secure Boot is on and there is no key here to sign its own UKI with: it gets the vendor's, and its config over its own API"
+	case v.Signs:
+		return "", fmt.Sprintf("Secure Boot is on, and image %s has neither a UKI nor a stub to make a signed one of", v.Wanted)
+	}
+	return "", fmt.Sprintf("Secure Boot is on, there is no key here to sign a UKI with, and image %s has no signed one", v.Wanted)
+}
+
+// failing reports whether the newest boots by a way, one after the other, got no config.
+// The boot that goes on is not one of them.
+func (f *Facts) failing(w Way) bool {
+	n := 0
+	for _, b := range f.Boots[min(1, len(f.Boots)):] {
+		if !b.tried() || b.Way != w {
+			continue
+		}
+		if !b.Config.IsZero() || !b.API.IsZero() {
+			return false
+		}
+		if n++; n == wayTries {
+			return true
+		}
+	}
+	return false
+}
+
+// lastWay is that of the newest boot which is over.
+func (f *Facts) lastWay() Way {
+	for _, b := range f.Boots[min(1, len(f.Boots)):] {
+		if b.tried() {
+			return b.Way
+		}
+	}
+	return ""
+}
+
+// tried reports whether a boot says something of its way: the machine was to install,
+// and was given what it takes.
+func (b *Boot) tried() bool { return b.Way != "" && b.Plan == Install && b.Error == "" && !b.Waits }
