@@ -36,6 +36,8 @@ var ours = map[string][]string{
 	"internal/images":              {"internal/inventory"},
 	"internal/machinelog":          {"internal/inventory"},
 	"internal/talos":               {"internal/inventory"},
+	"internal/uki":                 nil,
+	"internal/secureboot":          {"internal/uki"},
 	"internal/tracing":             {"internal/inventory"},
 	"internal/admin":               {"internal/inventory", "api", "internal/audit"},
 	"api":                          nil,
@@ -61,6 +63,7 @@ var only = []struct {
 	{"google.golang.org/grpc", []string{"internal/talos", "internal/racktest", "internal/e2e"}, "only talos speaks gRPC"},
 	{"go.opentelemetry.io", []string{"internal/tracing"}, "only tracing knows OpenTelemetry: nothing that serves is instrumented"},
 	{"filippo.io/age", []string{"internal/sealed"}, "only sealed knows what seals"},
+	{"github.com/foxboron/go-uefi", []string{"internal/secureboot"}, "only secureboot knows what firmware trusts"},
 	{"github.com/coreos/go-oidc", []string{"web"}, "only browsers are sent to an issuer"},
 	{"github.com/prometheus", []string{"internal/daemon", "internal/census", "internal/boltstore", "internal/dhcpv6", "internal/tftp", "internal/httpconfig", "internal/talos", "internal/bootstrap", "internal/monitor", "internal/reimage", "internal/rollout", "internal/tracing"}, "who counts hands out collectors, and the daemon registers them"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd/provisiond"}, "only the command line knows cobra"},
@@ -94,7 +97,7 @@ func TestImports(t *testing.T) {
 			if own, ok := strings.CutPrefix(imp, module); ok && ruled && !slices.Contains(allowed, own) {
 				t.Errorf("%s imports %s: adapters know inventory and never each other; the daemon wires them", name, own)
 			}
-			if slices.Contains([]string{"internal/inventory", "internal/ca", "internal/audit"}, name) && strings.Contains(imp, ".") {
+			if slices.Contains([]string{"internal/inventory", "internal/ca", "internal/audit", "internal/uki"}, name) && strings.Contains(imp, ".") {
 				t.Errorf("%s imports %s: it is standard library only", name, imp)
 			}
 			for _, rule := range only {
