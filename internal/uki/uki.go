@@ -33,10 +33,9 @@ const (
 	sectionKernel  = ".linux"
 	sectionInitrd  = ".initrd"
 	sectionOS      = ".osrel"
-	sectionRelease = ".uname"
+	sectionUname   = ".uname"
 	sectionProfile = ".profile"
 	sectionPCRSig  = ".pcrsig"
-	sectionMagic   = ".sdmagic"
 	sectionText    = ".text"
 )
 
