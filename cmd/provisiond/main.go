@@ -35,5 +35,5 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 }
 
 func newRoot() *cobra.Command {
-	return cli.New(version, serveCommand(), restoreCommand(), keyCommand(), simulateCommand(), demoCommand())
+	return cli.New(version, serveCommand(), restoreCommand(), keyCommand(), secureBootCommand(), simulateCommand(), demoCommand())
 }
