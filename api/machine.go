@@ -13,6 +13,8 @@ type MachineSpec struct {
 	Install    Install           `json:"install,omitzero" doc:"Where Talos is installed; left out: as its cluster says"`
 	Image      string            `json:"image,omitempty" doc:"Talos that is netbooted, VERSION or VERSION/SCHEMATIC; left out: its cluster's" example:"v1.13.6"`
 	Approval   string            `json:"approval,omitempty" enum:"none,required" doc:"Does a person approve it before it is given its config? left out: as its cluster says"`
+	Boot       string            `json:"boot,omitempty" enum:"auto,uki,ipxe" doc:"How it is started over the network, at first: by its own UKI, or by iPXE; left out: auto, as its firmware can"`
+	SecureBoot bool              `json:"secureBoot,omitempty" doc:"Its firmware starts signed programs only; learnt, too, once Talos has run there"`
 	Addressing string            `json:"addressing,omitempty" enum:"static,dhcpv6" doc:"How the installed system gets its address; left out: as its cluster says"`
 	Patches    []string          `json:"patches,omitempty" doc:"Talos config patches as YAML text, applied after the cluster's and the role's"`
 	KernelArgs []string          `json:"kernelArgs,omitempty" doc:"Arguments appended to the netboot kernel line, one an entry"`
@@ -63,6 +65,9 @@ type Plan struct {
 	Reason   string `json:"reason"`
 	Image    string `json:"image,omitempty" doc:"Boot image that it would netboot, version/schematic/arch; absent: it has no cluster" example:"v1.13.6/default/amd64"`
 	Imported bool   `json:"imported,omitempty" doc:"That image is there"`
+	// Way and WayReason are there when it netboots.
+	Way       string `json:"way,omitempty" enum:"ipxe,uki,signed" doc:"How it would be started; absent, though it is to netboot: by no way, and the reason says why"`
+	WayReason string `json:"wayReason,omitempty" doc:"Why so"`
 }
 
 // Facts is what was learnt from the machine.
@@ -70,6 +75,7 @@ type Facts struct {
 	Arch        string         `json:"arch,omitempty"`
 	UUID        string         `json:"uuid,omitempty"`
 	Serial      string         `json:"serial,omitempty"`
+	SecureBoot  string         `json:"secureBoot,omitempty" enum:"on,off" doc:"What Talos said of its firmware"`
 	FirstSeen   time.Time      `json:"firstSeen,omitzero"`
 	LastSeen    time.Time      `json:"lastSeen,omitzero" doc:"To the minute"`
 	Identified  *Identified    `json:"identified,omitempty" doc:"By what it was known when it last asked for an address"`
@@ -117,6 +123,9 @@ type Boot struct {
 	MAC           string    `json:"mac"`
 	Client        string    `json:"client,omitempty" doc:"Program that began it: pxe, http, stack, ipxe, os"`
 	Plan          string    `json:"plan,omitempty" doc:"What was decided"`
+	Way           string    `json:"way,omitempty" enum:"ipxe,uki,signed" doc:"How it was started"`
+	WayReason     string    `json:"wayReason,omitempty" doc:"Why so"`
+	ConfigBy      string    `json:"configBy,omitempty" enum:"url,api,nocloud,iso" doc:"How it got its config"`
 	Order         uint64    `json:"order,omitempty" doc:"Install order it serves"`
 	Started       time.Time `json:"started"`
 	Seconds       float64   `json:"seconds" doc:"From its start to the last step seen"`

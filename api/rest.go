@@ -10,6 +10,9 @@ type Image struct {
 	Arch      string    `json:"arch"`
 	Kernel    Blob      `json:"kernel"`
 	Initramfs Blob      `json:"initramfs"`
+	UKI       *Blob     `json:"uki,omitempty" doc:"Unsigned UKI that machines' own are made of"`
+	Stub      *Blob     `json:"stub,omitempty" doc:"UEFI stub that machines' UKIs are made with, of kernel and initramfs"`
+	Signed    *Blob     `json:"signed,omitempty" doc:"UKI that the vendor signed"`
 	Created   time.Time `json:"created,omitzero"`
 	Use       ImageUse  `json:"use" doc:"Who would netboot it, as far as they are of who asks"`
 }
@@ -36,8 +39,11 @@ type MissingImage struct {
 
 // ImageSpec names the blobs of an image; put them first.
 type ImageSpec struct {
-	Kernel    Blob `json:"kernel"`
-	Initramfs Blob `json:"initramfs"`
+	Kernel    Blob  `json:"kernel"`
+	Initramfs Blob  `json:"initramfs"`
+	UKI       *Blob `json:"uki,omitempty" doc:"The unsigned UKI of the same kernel and initramfs, such as metal-amd64-uki.efi: firmware that boots over HTTP is given it with each machine's own kernel line"`
+	Stub      *Blob `json:"stub,omitempty" doc:"Without a UKI: systemd's UEFI stub, such as linuxx64.efi.stub, to make one with"`
+	Signed    *Blob `json:"signed,omitempty" doc:"The UKI that the vendor signed, such as metal-amd64-secureboot-uki.efi, for machines with Secure Boot on where there is no key to sign with"`
 }
 
 // Blob is a file by its content.

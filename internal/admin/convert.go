@@ -21,6 +21,8 @@ func machineFrom(spec api.MachineSpec, old *inventory.Machine) (*inventory.Machi
 		Subnet:     spec.Subnet,
 		Install:    inventory.InstallTarget(spec.Install),
 		Image:      spec.Image,
+		Boot:       inventory.Way(spec.Boot),
+		SecureBoot: spec.SecureBoot,
 		Addressing: inventory.Addressing(spec.Addressing), Approval: inventory.Approval(spec.Approval),
 		Patches:    spec.Patches,
 		KernelArgs: spec.KernelArgs,
@@ -69,6 +71,8 @@ func specOfMachine(m *inventory.Machine) api.MachineSpec {
 		Subnet:     m.Subnet,
 		Install:    api.Install(m.Install),
 		Image:      m.Image,
+		Boot:       string(m.Boot),
+		SecureBoot: m.SecureBoot,
 		Addressing: string(m.Addressing), Approval: string(m.Approval),
 		Patches:    m.Patches,
 		KernelArgs: m.KernelArgs,
@@ -87,9 +91,9 @@ func (s *Server) machineOf(v inventory.View) api.Machine {
 		Created:     v.Machine.Created,
 		Rev:         v.Machine.Rev,
 		Phase:       stateOf(s.cfg.Patience.PhaseOf(v, s.cfg.Now())),
-		Plan:        api.Plan{Action: string(plan.Action), Reason: plan.Reason, Image: v.Wanted, Imported: v.Image != nil},
+		Plan:        api.Plan{Action: string(plan.Action), Reason: plan.Reason, Image: v.Wanted, Imported: v.Image != nil, Way: string(plan.Way), WayReason: plan.WayReason},
 		Facts: api.Facts{
-			Arch: string(f.Arch), UUID: f.UUID, Serial: f.Serial,
+			Arch: string(f.Arch), UUID: f.UUID, Serial: f.Serial, SecureBoot: string(f.SecureBoot),
 			FirstSeen: f.FirstSeen, LastSeen: f.LastSeen, DeclinedAt: f.DeclinedAt,
 			Stage: string(f.Stage), Ready: f.Ready, APIAt: f.APIAt,
 			ConfigError: f.ConfigError, ConfigHash: f.ConfigHash, ConfigAt: f.ConfigAt, StagedHash: f.StagedHash,
@@ -131,7 +135,7 @@ func stateOf(s inventory.State) api.State {
 // bootOf leaves out the boot's token: it opens the machine's config.
 func bootOf(b *inventory.Boot) api.Boot {
 	out := api.Boot{
-		Number: b.Number, MAC: string(b.MAC), Client: string(b.Client), Plan: string(b.Plan), Order: b.Order,
+		Number: b.Number, MAC: string(b.MAC), Client: string(b.Client), Plan: string(b.Plan), Order: b.Order, Way: string(b.Way), WayReason: b.WayReason, ConfigBy: string(b.ConfigBy),
 		Started: b.Started, ConfigFetches: b.ConfigFetches, ConfigTo: text(b.ConfigTo), Alarm: b.Alarm, Steps: []api.Step{},
 	}
 	for _, step := range []struct {
@@ -263,11 +267,21 @@ func imageOf(i *inventory.Image, uses map[string]*api.ImageUse) api.Image {
 	img := api.Image{
 		ID: i.ID(), Version: i.Version, Schematic: i.Schematic, Arch: string(i.Arch),
 		Kernel: api.Blob(i.Kernel), Initramfs: api.Blob(i.Initramfs), Created: i.Created,
+		UKI: blobOf(i.UKI), Stub: blobOf(i.Stub), Signed: blobOf(i.Signed),
 	}
 	if use := uses[img.ID]; use != nil {
 		img.Use = *use
 	}
 	return img
+}
+
+// blobOf is nil for a file that an image does not have.
+func blobOf(b inventory.Blob) *api.Blob {
+	if b.SHA256 == "" {
+		return nil
+	}
+	out := api.Blob(b)
+	return &out
 }
 
 func strangerOf(st inventory.Stranger, code string, s *inventory.Suggestion) api.Stranger {

@@ -226,6 +226,18 @@ func (b *fakeBlobs) CheckInitramfs(blob inventory.Blob) error {
 	return nil
 }
 
+func (b *fakeBlobs) CheckUKI(i *inventory.Image) error {
+	for _, f := range []struct {
+		name string
+		blob inventory.Blob
+	}{{"uki", i.UKI}, {"stub", i.Stub}, {"signed", i.Signed}} {
+		if f.blob.Size == 1 {
+			return badField(f.name, "", "this is none")
+		}
+	}
+	return nil
+}
+
 // rig is a server on a real Keeper.
 type rig struct {
 	guards fakeGuards

@@ -128,19 +128,30 @@ func (s *Server) putImage(ctx context.Context, in *struct {
 	}
 	img := in.image()
 	img.Kernel, img.Initramfs = inventory.Blob(in.Body.Kernel), inventory.Blob(in.Body.Initramfs)
-	for _, f := range []struct {
-		field string
-		blob  inventory.Blob
-	}{{"kernel", img.Kernel}, {"initramfs", img.Initramfs}} {
-		ok, err := s.blobs.Has(ctx, f.blob)
+	for _, more := range []struct {
+		from *api.Blob
+		to   *inventory.Blob
+	}{{in.Body.UKI, &img.UKI}, {in.Body.Stub, &img.Stub}, {in.Body.Signed, &img.Signed}} {
+		if more.from != nil {
+			*more.to = inventory.Blob(*more.from)
+		}
+	}
+	if in.Body.UKI != nil && in.Body.Stub != nil {
+		return nil, badField("stub", "leave it out", "the image has a UKI, and a stub is for one that has none")
+	}
+	for _, f := range img.Files() {
+		if f.Blob.SHA256 == "" {
+			continue
+		}
+		ok, err := s.blobs.Has(ctx, f.Blob)
 		if err != nil {
 			return nil, err
 		}
 		if !ok {
-			return nil, badField(f.field, "upload it to "+api.Prefix+"/images/blobs/"+f.blob.SHA256, "no file of this hash and size (%d bytes) is here", f.blob.Size)
+			return nil, badField(f.Name, "upload it to "+api.Prefix+"/images/blobs/"+f.Blob.SHA256, "no file of this hash and size (%d bytes) is here", f.Blob.Size)
 		}
 	}
-	if err := errors.Join(s.blobs.CheckKernel(img.Kernel, img.Arch), s.blobs.CheckInitramfs(img.Initramfs)); err != nil {
+	if err := errors.Join(s.blobs.CheckKernel(img.Kernel, img.Arch), s.blobs.CheckInitramfs(img.Initramfs), s.blobs.CheckUKI(img)); err != nil {
 		return nil, err
 	}
 	if !in.Replace {
@@ -162,14 +173,20 @@ func (s *Server) another(ctx context.Context, img *inventory.Image) error {
 	if err != nil || i < 0 {
 		return err
 	}
-	differs := func(field string, old, new inventory.Blob) error {
-		if old == new {
-			return nil
+	var errs []error
+	had := list[i].Files()
+	for j, f := range img.Files() {
+		old := had[j].Blob
+		if old == f.Blob || old.SHA256 == "" { // one more file changes nothing of what is booted so far
+			continue
 		}
-		return &inventory.FieldError{Field: field, Problem: fmt.Sprintf("%s has the one with SHA-256 %s, and this one has %s", img.ID(), old.SHA256, new.SHA256),
-			Fix: "if it is meant, --replace, or replace=true in the API", Err: inventory.ErrExists}
+		problem := fmt.Sprintf("%s has the one with SHA-256 %s, and this one has %s", img.ID(), old.SHA256, f.Blob.SHA256)
+		if f.Blob.SHA256 == "" {
+			problem = fmt.Sprintf("%s has one, with SHA-256 %s, and would have none", img.ID(), old.SHA256)
+		}
+		errs = append(errs, &inventory.FieldError{Field: f.Name, Problem: problem, Fix: "if it is meant, --replace, or replace=true in the API", Err: inventory.ErrExists})
 	}
-	return errors.Join(differs("kernel", list[i].Kernel, img.Kernel), differs("initramfs", list[i].Initramfs, img.Initramfs))
+	return errors.Join(errs...)
 }
 
 func (s *Server) deleteImage(ctx context.Context, in *ImagePath) (*struct{}, error) {

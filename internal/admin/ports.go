@@ -281,4 +281,7 @@ type Blobs interface {
 	// CheckInitramfs refuses a file that is no initramfs, with a FieldError on
 	// initramfs.
 	CheckInitramfs(b inventory.Blob) error
+	// CheckUKI refuses an image whose UKI, stub or signed UKI is none, or of another
+	// architecture, with a FieldError on the file that names the section.
+	CheckUKI(i *inventory.Image) error
 }

@@ -389,7 +389,9 @@ func (d *Daemon) sweepImages(ctx context.Context, blobs *images.Store) error {
 	}
 	named := map[string]bool{}
 	for _, img := range list {
-		named[img.Kernel.SHA256], named[img.Initramfs.SHA256] = true, true
+		for _, f := range img.Files() {
+			named[f.Blob.SHA256] = true
+		}
 	}
 	n, err := blobs.Sweep(func(sha256 string) bool { return named[sha256] }, orphanAge)
 	if n > 0 {

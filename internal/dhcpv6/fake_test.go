@@ -168,7 +168,7 @@ func (n *neighbours) Lookup(a netip.Addr, ifindex int) (inventory.MAC, bool) {
 
 type bootFiles struct{}
 
-func (bootFiles) URL(c inventory.Client, a inventory.Arch, mac inventory.MAC) (string, bool) {
+func (bootFiles) Start(_ inventory.Way, c inventory.Client, a inventory.Arch, mac inventory.MAC, _ *inventory.View) (string, bool) {
 	switch c {
 	case inventory.FirmwarePXE:
 		return "tftp://[2001:db8:1::1]/" + string(a) + "/ipxe.efi", true

@@ -191,6 +191,9 @@ func (s *Server) respond(ctx context.Context, x *exchange) (*reply, error) {
 	if boots(x.client) && kind == dhcpv6.MessageTypeReply && (rapid || x.kind == dhcpv6.MessageTypeRequest || x.kind == dhcpv6.MessageTypeInformationRequest) {
 		e := x.event(inventory.Offered)
 		e.Plan, e.Message = x.plan.Action, x.plan.Reason
+		if x.url != "" {
+			e.Way, e.WayReason = x.plan.Way, x.plan.WayReason
+		}
 		if _, err := s.inv.Record(ctx, e); err != nil && x.plan.Action.Netboots() {
 			return nil, fmt.Errorf("recording the offer to %s: %w", x.mac, err)
 		}
@@ -249,7 +252,12 @@ func (s *Server) decide(ctx context.Context, x *exchange) (err error) {
 	case s.cfg.Boot == nil:
 		return hold("no boot URLs are configured")
 	}
-	url, ok := s.cfg.Boot.URL(x.client, x.arch, x.mac)
+	way, why := inventory.PlanWay(x.view, x.client)
+	if way == "" {
+		return hold("%s", why)
+	}
+	x.plan.Way, x.plan.WayReason = way, why
+	url, ok := s.cfg.Boot.Start(way, x.client, x.arch, x.mac, &x.view)
 	if !ok || url == "" {
 		return hold("there is no boot file for %s on %s", x.client, x.arch)
 	}
@@ -345,7 +353,7 @@ func (s *Server) decided(x *exchange, kind dhcpv6.MessageType) {
 		e = e.Str("address", fmt.Sprint(x.addrs[0])).Int("addresses", len(x.addrs))
 	}
 	if boots(x.client) && x.plan.Action != "" {
-		e = e.Str("plan", string(x.plan.Action)).Str("url", x.url)
+		e = e.Str("plan", string(x.plan.Action)).Str("way", string(x.plan.Way)).Str("url", x.url)
 	}
 	e.Str("reason", x.plan.Reason).Msg(kind.String())
 }

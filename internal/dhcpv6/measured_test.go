@@ -186,7 +186,9 @@ func TestNoURLWithoutReason(t *testing.T) {
 
 type noFiles struct{}
 
-func (noFiles) URL(inventory.Client, inventory.Arch, inventory.MAC) (string, bool) { return "", false }
+func (noFiles) Start(inventory.Way, inventory.Client, inventory.Arch, inventory.MAC, *inventory.View) (string, bool) {
+	return "", false
+}
 
 func TestClientOf(t *testing.T) {
 	parse := func(c client) *message {

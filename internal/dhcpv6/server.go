@@ -54,11 +54,11 @@ type Neighbours interface {
 }
 
 // BootURLs names what a client boots: tftp://[addr]/path for FirmwarePXE,
-// http://[addr]/path.efi for FirmwareHTTP, the script's URL for IPXE. It reports
-// false when there is no such file. arch is empty when iPXE did not tell. URLs
+// http://[addr]/path.efi for FirmwareHTTP, a loader or a UKI by the way, the script's URL
+// for IPXE. It reports false when there is no such file. arch is empty when iPXE did not tell. URLs
 // go out in clear and into the log: they must hold no secret.
 type BootURLs interface {
-	URL(client inventory.Client, arch inventory.Arch, mac inventory.MAC) (string, bool)
+	Start(way inventory.Way, client inventory.Client, arch inventory.Arch, mac inventory.MAC, v *inventory.View) (string, bool)
 }
 
 // Config is what a server needs to know.

@@ -1,6 +1,8 @@
 package httpconfig
 
 import (
+	"cmp"
+	"context"
 	"encoding/hex"
 	"errors"
 	"net/http"
@@ -27,7 +29,7 @@ func (s *Server) script(w *transfer, r *http.Request) {
 	}
 	q := r.URL.Query()
 	e := inventory.Event{
-		Kind: inventory.ScriptServed, MAC: mac, Client: inventory.IPXE, Peer: peerOf(r),
+		Kind: inventory.ScriptServed, MAC: mac, Client: inventory.IPXE, Peer: peerOf(r), Way: inventory.ByIPXE,
 		UUID: cleanUUID(q.Get("uuid")), Serial: cleanSerial(q.Get("serial")),
 	}
 	arch, ok := archOf(q.Get("arch"))
@@ -50,112 +52,176 @@ const soon, later = 5, 30
 // answer makes the script. retry is the token of the script that the machine could not
 // start, empty if there was none.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, e inventory.Event, retry string) {
-	ctx := r.Context()
 	again := s.again(e)
-	view, err := s.Inventory.View(ctx, e.MAC, e.Arch)
-	if err != nil {
-		s.log.Error().Err(err).Str("mac", string(e.MAC)).Msg("cannot look up the machine that asks for a script")
-		text(w, http.StatusOK, retryScript("the inventory does not answer", again, later))
-		return
-	}
-	if view.Machine == nil && s.adopt(w, r, e) {
-		return
-	}
-	if view.Machine != nil {
-		e.Machine = view.Machine.Name
-		// What follows carries the token of a boot, or is kept as what the machine said.
-		why, err := s.stranger(ctx, view.Machine, e.Peer)
-		if err != nil {
-			s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot look up who asks for a script")
-			text(w, http.StatusOK, retryScript("the inventory does not answer", again, later))
-			return
+	st := s.start(r.Context(), &e, retry, true)
+	who := e.Machine + ": "
+	switch st.verdict {
+	case unavailable:
+		if e.Machine == "" {
+			who = ""
 		}
-		if why != "" {
-			s.foreign(w, r, e, why)
-			return
-		}
-	}
-	plan := inventory.PlanScript(view, retry)
-	e.Plan, e.Message = plan.Action, plan.Reason
-	if plan.Action.Netboots() && view.Image == nil {
-		plan = inventory.Plan{Action: inventory.Hold, Reason: "there is no boot image for " + e.Machine}
-		e.Plan = plan.Action
-	}
-	if b := view.Facts.Current(); b != nil && retry != "" && retry == b.Token {
-		e.Boot = b.Number
-	}
-	if plan.Wait {
-		e.Plan, e.Wait = inventory.Hold, true
-		after, err := s.Inventory.Record(ctx, e) // which has it looked at
-		if b := after.Facts.Current(); err == nil && b != nil {
+		text(w, http.StatusOK, retryScript(who+st.reason, again, later))
+	case foreign:
+		text(w, http.StatusOK, leaveScript(st.reason))
+		s.noteForeign(r, e, st.reason)
+	case raced:
+		text(w, http.StatusOK, retryScript(st.reason, again, soon))
+	case waits:
+		if b := st.boot; b != nil {
 			again = withQuery(again, "retry", b.Token)
 		}
-		text(w, http.StatusOK, retryScript(e.Machine+": "+plan.Reason, again, soon))
-		return
+		text(w, http.StatusOK, retryScript(who+st.reason, again, soon))
+	case holds:
+		if st.view.Machine == nil && s.adopt(w, r, e) {
+			return
+		}
+		s.hold(w, r, e, st.reason)
+	case broken:
+		s.broken(w, r, e, st.err)
+	case starts:
+		if st.plan.Action == inventory.Wipe {
+			again = withQuery(again, "retry", st.boot.Token)
+		}
+		urls, image := s.config.URLs, st.view.Image
+		body, err := installScript(
+			e.Machine+" starts Talos "+image.Version+": "+st.plan.Reason,
+			urls.Kernel(image, e.MAC, st.boot.Number), urls.Initramfs(image, e.MAC, st.boot.Number), st.line, again)
+		if err != nil {
+			s.broken(w, r, e, err)
+			return
+		}
+		s.logStart(e, st, "boot script served")
+		text(w, http.StatusOK, body)
 	}
-	if !plan.Action.Netboots() {
-		s.hold(w, r, e, plan.Reason)
-		return
-	}
+}
 
+func (s *Server) logStart(e inventory.Event, st *start, what string) {
+	s.log.Info().Str("machine", e.Machine).Str("mac", string(e.MAC)).Str("plan", string(st.plan.Action)).Str("reason", st.plan.Reason).
+		Uint64("boot", st.boot.Number).Stringer("peer", e.Peer).Msg(what)
+}
+
+// verdict is what a request to be started comes to.
+type verdict int
+
+const (
+	starts      verdict = iota
+	unavailable         // the inventory does not answer, or cannot be written
+	foreign             // who asks is not the machine
+	waits               // for word that it may be wiped
+	holds               // it is to start nothing, or is not registered
+	raced               // another request was first
+	broken              // its config or kernel line cannot be made
+)
+
+// start is a machine that asks to be started, and what that comes to.
+type start struct {
+	verdict verdict
+	reason  string
+	err     error // of broken
+	view    inventory.View
+	plan    inventory.Plan
+	boot    *inventory.Boot // of starts; of waits, if there is one
+	line    string          // the kernel line, of starts
+}
+
+// start decides what a machine that asks to be started is told, by a script or a UKI, and
+// fills in e. If record is set, what is told is durable when it returns; without, there is
+// no boot and no line.
+func (s *Server) start(ctx context.Context, e *inventory.Event, retry string, record bool) *start {
+	st := &start{}
+	is := func(v verdict, reason string) *start {
+		st.verdict, st.reason = v, reason
+		return st
+	}
+	var err error
+	if st.view, err = s.Inventory.View(ctx, e.MAC, e.Arch); err != nil {
+		s.log.Error().Err(err).Str("mac", string(e.MAC)).Msg("cannot look up the machine that asks to be started")
+		return is(unavailable, "the inventory does not answer")
+	}
+	if st.view.Machine != nil {
+		e.Machine = st.view.Machine.Name
+		// What follows carries the token of a boot, or is kept as what the machine said.
+		why, err := s.stranger(ctx, st.view.Machine, e.Peer)
+		if err != nil {
+			s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot look up who asks to be started")
+			e.Machine = ""
+			return is(unavailable, "the inventory does not answer")
+		}
+		if why != "" {
+			return is(foreign, why)
+		}
+	}
+	st.plan = inventory.PlanScript(st.view, retry)
+	e.Plan, e.Message = st.plan.Action, st.plan.Reason
+	if st.plan.Action.Netboots() && st.view.Image == nil {
+		st.plan = inventory.Plan{Action: inventory.Hold, Reason: "there is no boot image for " + e.Machine}
+		e.Plan = st.plan.Action
+	}
+	if b := st.view.Facts.Current(); b != nil && retry != "" && retry == b.Token {
+		e.Boot = b.Number
+	}
+	if st.plan.Wait {
+		e.Plan, e.Wait = inventory.Hold, true
+		if record && e.Client == inventory.IPXE { // firmware does not wait, but goes on to what it may find on a disk
+			if after, err := s.Inventory.Record(ctx, *e); err == nil { // which has it looked at
+				st.boot = after.Facts.Current()
+			}
+		}
+		return is(waits, st.plan.Reason)
+	}
+	if !st.plan.Action.Netboots() {
+		return is(holds, st.plan.Reason)
+	}
 	// The config is made now: a mistake in it is shown on the machine's console
 	// instead of after a boot, and when it is fetched it is at hand. That goes for a
 	// wipe, too: the install comes next.
-	if _, err := s.Configs.Config(ctx, view); err != nil {
-		s.broken(w, r, e, err)
-		return
+	if _, st.err = s.Configs.Config(ctx, st.view); st.err != nil {
+		return is(broken, "")
 	}
-	// Recorded first: the token in the script must be known when the machine,
+	if !record {
+		return st
+	}
+	// Recorded first: the token in the kernel line must be known when the machine,
 	// or we, come back from a power cut; and a wipe is asked for once.
 	e.Time = time.Now()
-	after, err := s.Inventory.Record(ctx, e)
+	after, err := s.Inventory.Record(ctx, *e)
 	if err == nil && (after.Machine == nil || after.Facts.Current() == nil) {
 		err = inventory.ErrNotFound // removed between the two
 	}
-	if errors.Is(err, inventory.ErrRefused) { // another request was first
-		text(w, http.StatusOK, retryScript(err.Error(), again, soon))
-		return
+	if errors.Is(err, inventory.ErrRefused) {
+		return is(raced, err.Error())
 	}
 	if err != nil {
-		s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot record a boot, so no script is given")
-		text(w, http.StatusOK, retryScript(e.Machine+": the inventory cannot be written", again, later))
-		return
+		s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot record a boot, so the machine is not started")
+		return is(unavailable, "the inventory cannot be written")
 	}
-	boot := after.Facts.Current()
-	urls := s.config.URLs
-	line, err := s.Configs.KernelLine(ctx, view, urls.Config(&view, e.MAC, boot.Token))
-	if err != nil {
-		s.broken(w, r, e, err)
-		return
+	st.boot = after.Facts.Current()
+	if st.line, st.err = s.Configs.KernelLine(ctx, st.view, s.config.URLs.Config(&st.view, e.MAC, st.boot.Token)); st.err != nil {
+		return is(broken, "")
 	}
-	if plan.Action == inventory.Wipe {
-		line += " " + wipeArg
-		again = withQuery(again, "retry", boot.Token)
+	if st.plan.Action == inventory.Wipe {
+		st.line += " " + wipeArg
 	}
-	body, err := installScript(
-		e.Machine+" starts Talos "+view.Image.Version+": "+plan.Reason,
-		urls.Kernel(view.Image, e.MAC, boot.Number), urls.Initramfs(view.Image, e.MAC, boot.Number), line, again)
-	if err != nil {
-		s.broken(w, r, e, err)
-		return
-	}
-	s.log.Info().Str("machine", e.Machine).Str("mac", string(e.MAC)).Str("plan", string(plan.Action)).Str("reason", plan.Reason).
-		Uint64("boot", boot.Number).Stringer("peer", e.Peer).Msg("boot script served")
-	text(w, http.StatusOK, body)
+	return st
 }
 
 // hold gives the machine back to its firmware, for its disk or for nothing.
 func (s *Server) hold(w http.ResponseWriter, r *http.Request, e inventory.Event, reason string) {
+	text(w, http.StatusOK, leaveScript(cmp.Or(e.Machine, string(e.MAC))+": "+reason))
+	s.noteHold(r, e, reason)
+}
+
+// noteHold keeps that a machine was started by nothing.
+func (s *Server) noteHold(r *http.Request, e inventory.Event, reason string) {
 	if e.Plan == "" {
 		e.Plan = inventory.Hold
 	}
 	e.Message = reason
-	who, log := e.Machine, &s.log
-	if who == "" {
-		who, log = string(e.MAC), &s.junk
+	log := &s.log
+	if e.Machine == "" {
+		log = &s.junk
 	}
-	log.Info().Str("machine", e.Machine).Str("mac", string(e.MAC)).Str("plan", string(e.Plan)).Str("reason", reason).Stringer("peer", e.Peer).Msg("boot script served")
-	text(w, http.StatusOK, leaveScript(who+": "+reason))
+	log.Info().Str("machine", e.Machine).Str("mac", string(e.MAC)).Str("plan", string(e.Plan)).Str("reason", reason).Stringer("peer", e.Peer).Msg("sent back to its firmware")
 	// Nothing hangs on this record. That of a stranger is anybody's to cause.
 	if e.Machine != "" || s.refusals.Allow() {
 		s.record(r.Context(), e)
@@ -180,11 +246,10 @@ func (s *Server) adopt(w http.ResponseWriter, r *http.Request, e inventory.Event
 	return true
 }
 
-// foreign refuses the script of a machine to who is not the machine. It is no event of
-// the machine's boot: anyone can cause it.
-func (s *Server) foreign(w http.ResponseWriter, r *http.Request, e inventory.Event, reason string) {
+// noteForeign keeps that what a machine starts with was refused to who is not the machine.
+// It is no event of the machine's boot: anyone can cause it.
+func (s *Server) noteForeign(r *http.Request, e inventory.Event, reason string) {
 	s.junk.Warn().Str("machine", e.Machine).Str("mac", string(e.MAC)).Stringer("peer", e.Peer).Str("reason", reason).Msg("boot script refused")
-	text(w, http.StatusOK, leaveScript(reason))
 	if s.worthNoting(e.MAC, e.Machine) {
 		s.Trail.Note(audit.Entry{Action: "fetch-script", From: e.Peer.String(), Target: "machine/" + e.Machine, Outcome: audit.Refused, Reason: reason})
 		s.record(r.Context(), inventory.Event{Kind: inventory.ScriptRefused, MAC: e.MAC, Machine: e.Machine, Peer: e.Peer, Message: reason})
@@ -194,8 +259,12 @@ func (s *Server) foreign(w http.ResponseWriter, r *http.Request, e inventory.Eve
 // broken says on the machine's console why it has no config, and lets it ask
 // again: an operator will have corrected it.
 func (s *Server) broken(w http.ResponseWriter, r *http.Request, e inventory.Event, err error) {
-	s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot make a machine's config, so it waits")
 	text(w, http.StatusOK, retryScript(e.Machine+" has no valid config: "+err.Error(), s.again(e), later))
+	s.noteBroken(r, e, err)
+}
+
+func (s *Server) noteBroken(r *http.Request, e inventory.Event, err error) {
+	s.log.Error().Err(err).Str("machine", e.Machine).Str("mac", string(e.MAC)).Msg("cannot make a machine's config, so it waits")
 	e.Plan, e.Error, e.Message = inventory.Hold, err.Error(), "its config cannot be made: "+err.Error()
 	s.record(r.Context(), e)
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/uki"
 )
 
 const (
@@ -223,6 +224,26 @@ func (b *blobs) Open(blob inventory.Blob) (*os.File, error) {
 		return nil, b.err
 	}
 	return os.Open(filepath.Join(b.dir, blob.SHA256))
+}
+
+func (b *blobs) UKI(i *inventory.Image) (*uki.Template, error) {
+	if i.Stub.SHA256 == "" {
+		return nil, errNotFound("UKI")
+	}
+	var sources []uki.Source
+	for _, blob := range i.UKIFiles() {
+		f, err := b.Open(blob)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close() //nolint:errcheck // read only
+		sources = append(sources, uki.Source{R: f, Size: blob.Size})
+	}
+	stub, err := uki.Parse(sources[0].R, sources[0].Size)
+	if err != nil {
+		return nil, err
+	}
+	return uki.Assemble(stub, sources[1], sources[2], "", "")
 }
 
 // logLines collects what is logged.

@@ -37,9 +37,16 @@ func (s *Server) image(w *transfer, r *http.Request) {
 		text(w, http.StatusServiceUnavailable, "the inventory does not answer\n") // iPXE's script asks again
 		return
 	}
-	blob, kind := image.Kernel, inventory.KernelServed
-	if path.Base(routeOf(r)) == path.Base(routeInitramfs) {
-		blob, kind = image.Initramfs, inventory.InitramfsServed
+	blob, kind, content, step := image.Kernel, inventory.KernelServed, "application/octet-stream", "kernel"
+	switch path.Base(routeOf(r)) {
+	case path.Base(routeInitramfs):
+		blob, kind, step = image.Initramfs, inventory.InitramfsServed, "initramfs"
+	case path.Base(routeSigned):
+		blob, kind, content, step = image.Signed, inventory.UKIServed, "application/efi", "uki"
+		if blob.SHA256 == "" {
+			s.refuse(w, r, http.StatusNotFound, "this boot image has no signed UKI")
+			return
+		}
 	}
 	f, err := s.Images.Open(blob)
 	if err != nil {
@@ -50,11 +57,11 @@ func (s *Server) image(w *transfer, r *http.Request) {
 	defer func() { _ = f.Close() }() // read only
 
 	h := w.Header()
-	h.Set("Content-Type", "application/octet-stream")
+	h.Set("Content-Type", content)
 	h.Set("ETag", `"`+blob.SHA256+`"`)
 	start := time.Now()
 	if b := view.Facts.Current(); b != nil && b.Number == boot && r.Method == http.MethodGet {
-		defer s.underway.begin(view.Machine.Name, &download{path.Base(routeOf(r)), blob.Size, start, w})()
+		defer s.underway.begin(view.Machine.Name, &download{step, blob.Size, start, w})()
 	}
 	http.ServeContent(w, r, "", time.Time{}, f)
 	if view.Machine == nil || r.Method != http.MethodGet || w.status != http.StatusOK {

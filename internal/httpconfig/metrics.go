@@ -16,11 +16,12 @@ const (
 	kindScript
 	kindKernel
 	kindInitramfs
+	kindUKI
 	kindConfig
 	numKinds
 )
 
-var kindNames = [numKinds]string{"loader", "script", "kernel", "initramfs", "config"}
+var kindNames = [numKinds]string{"loader", "script", "kernel", "initramfs", "uki", "config"}
 
 // outcome is how a request ended.
 type outcome int

@@ -26,6 +26,7 @@ import (
 
 	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/uki"
 )
 
 // Config says where the server is and how long it waits. A zero duration means
@@ -90,6 +91,9 @@ type Configs interface {
 // Images opens the files of boot images.
 type Images interface {
 	Open(b inventory.Blob) (*os.File, error)
+	// UKI returns what machines' own UKIs are made of. An image of which none can be made
+	// is inventory.ErrNotFound.
+	UKI(i *inventory.Image) (*uki.Template, error)
 }
 
 // Trail is the audit trail. What is noted is on disk within a second: no machine waits
@@ -111,6 +115,7 @@ type Deps struct {
 	Configs   Configs
 	Loaders   fs.FS // by name "ARCH/FILE"; opened files must implement io.Seeker
 	Images    Images
+	Signer    uki.Signer // of UKIs; nil: they are not signed
 	Trail     Trail
 	Neighbours
 }
@@ -172,6 +177,8 @@ func New(c Config, d Deps, log zerolog.Logger) *Server {
 	}
 	both(routeLoader, s.counted(kindLoader, s.loader))
 	both(routeEntry, s.counted(kindScript, s.entry))
+	both(routeUKI, s.counted(kindUKI, s.uki))
+	both(routeSigned, s.counted(kindUKI, s.image))
 	both(routeKernel, s.counted(kindKernel, s.image))
 	both(routeInitramfs, s.counted(kindInitramfs, s.image))
 	// These two record what they answer, so there is no HEAD of them.

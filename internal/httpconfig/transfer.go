@@ -1,6 +1,7 @@
 package httpconfig
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -22,6 +23,12 @@ type transfer struct {
 	status int
 	sent   atomic.Int64 // read by others while it goes on
 	from   atomic.Int64 // where in the file it begins: that of a range
+}
+
+// pieces is a file that is made of others, such as a UKI: what follows in it, at most so
+// many bytes and how many they are, in a reader that the kernel can be given.
+type pieces interface {
+	Next(limit int64) (io.Reader, int64, error)
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -49,17 +56,28 @@ func (t *transfer) ReadFrom(src io.Reader) (total int64, err error) {
 	if limited, ok := src.(*io.LimitedReader); ok {
 		src, left, bounded = limited.R, limited.N, true
 	}
+	next := func(limit int64) (io.Reader, int64, error) { return &io.LimitedReader{R: src, N: limit}, limit, nil }
+	if p, ok := src.(pieces); ok {
+		next = p.Next
+	}
 	for !bounded || left > 0 {
 		want := int64(piece)
 		if bounded {
 			want = min(want, left)
 		}
 		t.moveOn()
-		n, err := io.Copy(t.ResponseWriter, &io.LimitedReader{R: src, N: want}) // the ResponseWriter's ReadFrom, if it has one
+		part, size, err := next(want)
+		if errors.Is(err, io.EOF) {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+		n, err := io.Copy(t.ResponseWriter, part) // the ResponseWriter's ReadFrom, if it has one
 		total += n
 		t.sent.Add(n)
 		left -= n
-		if err != nil || n < want {
+		if err != nil || n < size {
 			return total, err
 		}
 	}

@@ -18,6 +18,8 @@ const (
 	routeScript    = "/boot/{mac}/boot.ipxe"
 	routeKernel    = "/image/{version}/{schematic}/{arch}/kernel"
 	routeInitramfs = "/image/{version}/{schematic}/{arch}/initramfs"
+	routeSigned    = "/image/{version}/{schematic}/{arch}/signed.efi"
+	routeUKI       = "/boot/{mac}/talos.efi"
 	routeConfig    = "/config/{mac}/{token}"
 	routeDevice    = routeConfig + "/device"
 	routeToken     = routeConfig + "/token"
@@ -77,6 +79,32 @@ func (u URLs) Script(mac inventory.MAC, arch inventory.Arch) string {
 		s += "?arch=" + string(arch)
 	}
 	return s
+}
+
+// UKI is the URL of a NIC's own UKI. arch may be empty.
+func (u URLs) UKI(mac inventory.MAC, arch inventory.Arch) string {
+	s := u.base() + fill(routeUKI, "mac", string(mac))
+	if arch != "" {
+		s += "?arch=" + string(arch)
+	}
+	return s
+}
+
+// Start is the boot file URL of a machine that is to be started by a way: [URLs.URL], but
+// for firmware that loads a UKI.
+func (u URLs) Start(way inventory.Way, client inventory.Client, arch inventory.Arch, mac inventory.MAC, v *inventory.View) (string, bool) {
+	switch {
+	case client != inventory.FirmwareHTTP:
+	case way == inventory.ByUKI:
+		return u.UKI(mac, arch), true
+	case way == inventory.BySigned && v.Image != nil:
+		boot := uint64(0)
+		if b := v.Facts.Current(); b != nil {
+			boot = b.Number
+		}
+		return u.image(routeSigned, v.Image, mac, boot), true
+	}
+	return u.URL(client, arch, mac)
 }
 
 // Kernel and Initramfs are the URLs of an image's files, for one boot of a

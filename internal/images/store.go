@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/uki"
 )
 
 // ErrCorrupt: a blob's file is no longer what its name says. Importing the
@@ -40,6 +41,9 @@ type Store struct {
 	verifying singleflight.Group // by hex digest
 	mu        sync.Mutex
 	verdicts  map[string]verdict // by hex digest
+
+	laying    singleflight.Group       // by what a template is made of
+	templates map[string]*uki.Template // at most maxTemplates; under mu
 }
 
 // verdict remembers the outcome of reading a whole file, for as long as the
@@ -76,7 +80,7 @@ func Open(dir string) (*Store, error) {
 			return nil, fmt.Errorf("removing an unfinished import: %w", err)
 		}
 	}
-	return &Store{dir: blobs, verdicts: map[string]verdict{}}, nil
+	return &Store{dir: blobs, verdicts: map[string]verdict{}, templates: map[string]*uki.Template{}}, nil
 }
 
 // Put reads r to its end and keeps it. want is the SHA-256 it must have, 64

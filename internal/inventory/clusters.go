@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -183,7 +184,7 @@ func (k *Keeper) PutImage(ctx context.Context, img *Image) error {
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return Commit{}, err
 		}
-		if err == nil && old.Kernel == img.Kernel && old.Initramfs == img.Initramfs {
+		if err == nil && slices.Equal(old.Files(), img.Files()) {
 			return Commit{}, nil
 		}
 		var c Commit

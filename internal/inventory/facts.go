@@ -269,6 +269,17 @@ type Image struct {
 	Rev uint64 `json:"-"`
 }
 
+// ImageFile is a file of an image by what it is there.
+type ImageFile struct {
+	Name string // as the field of the image is called in JSON
+	Blob Blob   // with no SHA256: the image has none
+}
+
+// Files are the files that an image can have, in their order.
+func (i *Image) Files() []ImageFile {
+	return []ImageFile{{"kernel", i.Kernel}, {"initramfs", i.Initramfs}, {"uki", i.UKI}, {"stub", i.Stub}, {"signed", i.Signed}}
+}
+
 // Blob is a file by content.
 type Blob struct {
 	SHA256 string `json:"sha256"` // 64 hexadecimal digits

@@ -48,6 +48,15 @@ func (v *View) HasSecureBoot() bool {
 // HasUKI reports whether a machine's own UKI can be made of the image.
 func (i *Image) HasUKI() bool { return i.UKI.SHA256 != "" || i.Stub.SHA256 != "" }
 
+// UKIFiles are the files that a machine's own UKI is made of: the image's UKI; else its
+// stub, kernel and initramfs, in this order.
+func (i *Image) UKIFiles() []Blob {
+	if i.UKI.SHA256 != "" {
+		return []Blob{i.UKI}
+	}
+	return []Blob{i.Stub, i.Kernel, i.Initramfs}
+}
+
 // wayTries is how often a way may fail on a machine, one time after the other, before
 // the other one is tried.
 const wayTries = 2
@@ -82,7 +91,7 @@ func PlanWay(v View, c Client) (Way, string) {
 			return ByIPXE, fmt.Sprintf("it should boot a UKI, but image %s has neither a UKI nor a stub", v.Wanted)
 		}
 		return ByIPXE, fmt.Sprintf("image %s has neither a UKI nor a stub", v.Wanted)
-	case v.Facts.Reimage.Outstanding() && !v.Facts.Reimage.Claimed():
+	case v.Facts.toBeWiped():
 		return ByIPXE, "it is to be wiped, and only iPXE can wait for its turn"
 	}
 	first, other, why := ByUKI, ByIPXE, "its firmware boots over HTTP"
@@ -100,12 +109,13 @@ func PlanWay(v View, c Client) (Way, string) {
 
 // waySecure is PlanWay for firmware that boots over HTTP and starts signed programs only.
 func waySecure(v View) (Way, string) {
-	wipes := v.Facts.Reimage.Outstanding() && !v.Facts.Reimage.Claimed()
 	switch {
+	case v.Machine.Boot == ByIPXE:
+		return ByIPXE, v.Machine.Name + " is registered so; Secure Boot is on, so that its iPXE has to be signed"
+	case v.Facts.toBeWiped():
+		return "", "Secure Boot is on: it is wiped over its own API, or by a signed iPXE if it is registered with boot: ipxe; a UKI cannot wait for its turn"
 	case v.Signs && v.Image != nil && v.Image.HasUKI():
 		return ByUKI, "Secure Boot is on, and its UKI is signed with our key"
-	case wipes && !v.Signs:
-		return "", "Secure Boot is on and there is no key here to sign a UKI with: it can be wiped over its own API only"
 	case v.Image != nil && v.Image.Signed.SHA256 != "":
 		return BySigned, "Secure Boot is on and there is no key here to sign its own UKI with: it gets the vendor's, and its config over its own API"
 	case v.Signs:
@@ -113,6 +123,8 @@ func waySecure(v View) (Way, string) {
 	}
 	return "", fmt.Sprintf("Secure Boot is on, there is no key here to sign a UKI with, and image %s has no signed one", v.Wanted)
 }
+
+func (f *Facts) toBeWiped() bool { return f.Reimage.Outstanding() && !f.Reimage.Claimed() }
 
 // failing reports whether the newest boots by a way, one after the other, got no config.
 // The boot that goes on is not one of them.

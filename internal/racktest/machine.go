@@ -407,11 +407,14 @@ func (b *boot) restart() {
 	b.host.dropAll()
 }
 
-// network runs firmware and iPXE, and returns the kernel line.
+// network runs firmware and what it loads, and returns the kernel line.
 func (b *boot) network(ctx context.Context) (*commandLine, error) {
 	loader, err := b.firmware(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if line, ok, err := b.uki(loader); ok {
+		return line, err
 	}
 	return b.ipxe(ctx, loader)
 }
