@@ -13,11 +13,14 @@ import (
 // machineForm is what an operator says of a machine, as a form has it. What a form does not
 // have is left as it is.
 type machineForm struct {
-	Name, MACs, Role, Cluster, Address, Subnet, Disk, Image, Approval, Addressing, KernelArgs, Labels string
+	Name, MACs, Role, Cluster, Address, Subnet, Disk, Image, Boot, SecureBoot, Approval, Addressing, KernelArgs, Labels string
 
 	Patches   []string
 	LabelKeys []string // of the labels that the machine has; none in a form that was sent
 }
+
+// on is a choice of a form that is true or false.
+const on = "on"
 
 // formText is a field of it that is one text.
 type formText struct {
@@ -30,7 +33,7 @@ func (f *machineForm) texts() []formText {
 	return []formText{
 		{"name", "Name", &f.Name}, {"macs", "MACs", &f.MACs}, {"role", "Role", &f.Role}, {"cluster", "Cluster", &f.Cluster},
 		{"address", "Address", &f.Address}, {"subnet", "Subnet", &f.Subnet}, {"install", "Install disk", &f.Disk}, {"image", "Talos", &f.Image},
-		{"approval", "Approval", &f.Approval}, {"addressing", "Addressing", &f.Addressing}, {"kernelArgs", "Kernel arguments", &f.KernelArgs}, {"labels", "Labels", &f.Labels},
+		{"boot", "Boot", &f.Boot}, {"secureBoot", "Secure Boot", &f.SecureBoot}, {"approval", "Approval", &f.Approval}, {"addressing", "Addressing", &f.Addressing}, {"kernelArgs", "Kernel arguments", &f.KernelArgs}, {"labels", "Labels", &f.Labels},
 	}
 }
 
@@ -38,7 +41,7 @@ func (f *machineForm) texts() []formText {
 func formOf(r *http.Request) machineForm {
 	f := machineForm{
 		Name: r.FormValue("name"), MACs: r.FormValue("macs"), Role: r.FormValue("role"), Cluster: r.FormValue("cluster"), Address: r.FormValue("address"),
-		Subnet: r.FormValue("subnet"), Disk: r.FormValue("disk"), Image: r.FormValue("image"), Approval: r.FormValue("approval"), Addressing: r.FormValue("addressing"),
+		Subnet: r.FormValue("subnet"), Disk: r.FormValue("disk"), Image: r.FormValue("image"), Boot: r.FormValue("boot"), SecureBoot: r.FormValue("secureBoot"), Approval: r.FormValue("approval"), Addressing: r.FormValue("addressing"),
 		KernelArgs: r.FormValue("kernelArgs"), Labels: r.FormValue("labels"),
 	}
 	f.Patches = r.Form["patch"]
@@ -72,8 +75,11 @@ func textOf(text string) string { return strings.Join(lines(newlines(text)), "\n
 func formOfMachine(m *api.Machine) machineForm {
 	f := machineForm{
 		Name: m.Name, MACs: strings.Join(m.MACs, "\n"), Role: m.Role, Cluster: m.Cluster, Address: m.Address, Subnet: m.Subnet, Disk: m.Install.Disk, Image: m.Image,
-		Approval: m.Approval, Addressing: m.Addressing, KernelArgs: strings.Join(m.KernelArgs, "\n"), Labels: pairsText(m.Labels), Patches: m.Patches,
+		Boot: m.Boot, Approval: m.Approval, Addressing: m.Addressing, KernelArgs: strings.Join(m.KernelArgs, "\n"), Labels: pairsText(m.Labels), Patches: m.Patches,
 		LabelKeys: slices.Sorted(maps.Keys(m.Labels)),
+	}
+	if m.SecureBoot {
+		f.SecureBoot = on
 	}
 	f.normalise()
 	return f
@@ -87,6 +93,7 @@ func (f *machineForm) spec() (api.MachineSpec, error) {
 	}
 	return api.MachineSpec{
 		Name: f.Name, MACs: lines(f.MACs), Role: f.Role, Cluster: f.Cluster, Address: f.Address, Subnet: f.Subnet, Install: api.Install{Disk: f.Disk}, Image: f.Image,
+		Boot: f.Boot, SecureBoot: f.SecureBoot == on,
 		Approval: f.Approval, Addressing: f.Addressing, KernelArgs: lines(f.KernelArgs), Labels: labels, Patches: f.Patches,
 	}, err
 }
@@ -105,6 +112,8 @@ func (f *machineForm) patch(was *machineForm) (map[string]any, error) {
 				return nil, wrong("address", errors.New("a machine keeps an address: type another, or leave it as it was"))
 			}
 			out[now.field] = *now.text
+		case "secureBoot":
+			out[now.field] = *now.text == on
 		case "macs", "kernelArgs":
 			out[now.field] = lines(*now.text)
 		case "install":

@@ -28,6 +28,8 @@ import (
 	"github.com/provisiond/provisiond/internal/ca"
 	"github.com/provisiond/provisiond/internal/images"
 	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/racktest"
+	"github.com/provisiond/provisiond/internal/uki"
 )
 
 func TestMain(m *testing.M) {
@@ -162,6 +164,34 @@ func startDaemon(t testing.TB, dir string) *daemon {
 	}}
 }
 
+// amd64UKI is what a factory would send.
+func amd64UKI(t *testing.T) []byte {
+	t.Helper()
+	source := func(b []byte) uki.Source { return uki.Source{R: bytes.NewReader(b), Size: int64(len(b))} }
+	stub := source(racktest.Stub(racktest.AMD64))
+	f, err := uki.Parse(stub.R, stub.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template, err := uki.Assemble(f, source(racktest.Kernel(racktest.AMD64)), source(racktest.Initramfs()), "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := template.Make("talos.platform=metal", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := [][]byte{racktest.Stub(racktest.AMD64), racktest.Kernel(racktest.AMD64), racktest.Initramfs()}
+	var out []byte
+	for _, p := range m.Pieces() {
+		if p.Bytes == nil {
+			p.Bytes = from[p.File][p.Offset : p.Offset+p.Size]
+		}
+		out = append(out, p.Bytes...)
+	}
+	return out
+}
+
 // amd64Kernel and xz begin as the real files do.
 func amd64Kernel() []byte {
 	return append(append(bytes.Repeat([]byte{0}, 0x202), "HdrS"...), "a kernel"...)
@@ -181,6 +211,8 @@ func TestScripts(t *testing.T) {
 			_, _ = w.Write(amd64Kernel())
 		case "/image/" + plainSchematic + "/v1.13.6/initramfs-amd64.xz", "/image/abc/v1.13.6/initramfs-amd64.xz":
 			_, _ = w.Write(xz())
+		case "/image/" + plainSchematic + "/v1.13.6/metal-amd64-uki.efi", "/image/" + plainSchematic + "/v9.9.9/metal-amd64-uki.efi", "/image/abc/v1.13.6/metal-amd64-uki.efi":
+			_, _ = w.Write(amd64UKI(t))
 		case "/image/" + plainSchematic + "/v9.9.9/kernel-amd64":
 			_, _ = w.Write(amd64Kernel())
 		case "/image/" + plainSchematic + "/v9.9.9/initramfs-amd64.xz":
@@ -212,7 +244,10 @@ func TestScripts(t *testing.T) {
 			return errors.Join(
 				os.WriteFile(filepath.Join(env.WorkDir, "large"), bytes.Repeat([]byte("#"), maxText+1), 0o600),
 				os.WriteFile(filepath.Join(env.WorkDir, "kernel"), amd64Kernel(), 0o600),
-				os.WriteFile(filepath.Join(env.WorkDir, "initramfs"), xz(), 0o600))
+				os.WriteFile(filepath.Join(env.WorkDir, "initramfs"), xz(), 0o600),
+				os.WriteFile(filepath.Join(env.WorkDir, "uki"), amd64UKI(t), 0o600),
+				os.WriteFile(filepath.Join(env.WorkDir, "stub"), racktest.Stub(racktest.AMD64), 0o600),
+				os.WriteFile(filepath.Join(env.WorkDir, "stub-arm64"), racktest.Stub(racktest.ARM64), 0o600))
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			// code N COMMAND...: runs provisiond and wants exit code N.

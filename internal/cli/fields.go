@@ -16,6 +16,7 @@ const (
 	texts             // a list of strings
 	files             // a list of texts, each given itself or as @FILE
 	pairs             // an object of KEY=VALUE; KEY- removes one
+	onOff             // true or false, written as on or off
 )
 
 // field is a flag and the API's field it sets. Its path has at most one dot.
@@ -36,6 +37,8 @@ func machineFields() []field {
 		{"disk-selector", "install.diskSelector", pairs, "install disk by KEY=VALUE of Talos' InstallDiskSelector (repeat)"},
 		{"install-image", "install.image", text, "installer image"},
 		{"image", "image", text, "Talos that is netbooted, VERSION or VERSION/SCHEMATIC (default: its cluster's)"},
+		{"boot", "boot", text, "uki or ipxe, the way that is tried first, or auto: as its firmware can (default: auto)"},
+		{"secure-boot", "secureBoot", onOff, "on: its firmware starts signed programs only (default: as Talos says, once it has run there)"},
 		{"addressing", "addressing", text, "static or dhcpv6 (default: its cluster's)"},
 		{"approval", "approval", text, "none or required: a person approves it by the code on its console (default: its cluster's)"},
 		{"patch", "patches", files, "Talos config patch, as text or @FILE (repeat)"},
@@ -72,7 +75,7 @@ func clusterFields() []field {
 // removes the field where one is changed.
 func bind(cmd *cobra.Command, fields []field) func() (map[string]any, error) {
 	for _, f := range fields {
-		if f.kind == text {
+		if f.kind == text || f.kind == onOff {
 			cmd.Flags().String(f.flag, "", f.usage)
 		} else {
 			cmd.Flags().StringArray(f.flag, nil, f.usage)
@@ -108,6 +111,16 @@ func (f *field) value(cmd *cobra.Command) (any, error) {
 			return s, nil
 		}
 		return nil, nil
+	}
+	if f.kind == onOff {
+		switch s := flag.String(); s {
+		case "":
+			return nil, nil
+		case "on", "off":
+			return s == "on", nil
+		default:
+			return nil, usagef("--%s %s: write on or off", f.flag, s)
+		}
 	}
 	// Not GetStringArray, which takes one empty value for none.
 	list := flag.(pflag.SliceValue).GetSlice()

@@ -39,6 +39,7 @@ func (a *app) imageCommand() *cobra.Command {
 type imageFlags struct {
 	version, schematic, arch string
 	kernelSum, initramfsSum  string
+	ukiSum, signedSum        string
 	replace                  bool
 }
 
@@ -48,6 +49,8 @@ func (f *imageFlags) bind(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.schematic, "schematic", "", "Image Factory schematic (default: plain Talos)")
 	cmd.Flags().StringVar(&f.kernelSum, "kernel-sha256", "", "refuse a kernel with another SHA-256")
 	cmd.Flags().StringVar(&f.initramfsSum, "initramfs-sha256", "", "refuse an initramfs with another SHA-256")
+	cmd.Flags().StringVar(&f.ukiSum, "uki-sha256", "", "refuse a UKI with another SHA-256")
+	cmd.Flags().StringVar(&f.signedSum, "signed-uki-sha256", "", "refuse a signed UKI with another SHA-256")
 	cmd.Flags().BoolVar(&f.replace, "replace", false, "replace an image of the same name and other content")
 	for _, name := range []string{"version", "arch"} {
 		_ = cmd.MarkFlagRequired(name) // the flag is there
@@ -56,7 +59,7 @@ func (f *imageFlags) bind(cmd *cobra.Command) {
 
 // check refuses what would only fail after a download, or make a path of its own.
 func (f *imageFlags) check() error {
-	for _, sum := range []struct{ flag, value string }{{"kernel-sha256", f.kernelSum}, {"initramfs-sha256", f.initramfsSum}} {
+	for _, sum := range []struct{ flag, value string }{{"kernel-sha256", f.kernelSum}, {"initramfs-sha256", f.initramfsSum}, {"uki-sha256", f.ukiSum}, {"signed-uki-sha256", f.signedSum}} {
 		if _, err := hex.DecodeString(sum.value); sum.value != "" && (err != nil || len(sum.value) != 64) {
 			return usagef("--%s %s: write 64 hexadecimal digits", sum.flag, sum.value)
 		}
@@ -80,8 +83,13 @@ func (a *app) imageAdd() *cobra.Command {
 	cmd := &cobra.Command{Use: "add --version VERSION --arch ARCH --kernel FILE --initramfs FILE", Short: "Add a boot image from files", Args: cobra.NoArgs}
 	f := &imageFlags{}
 	f.bind(cmd)
-	kernel := cmd.Flags().String("kernel", "", "kernel, such as kernel-amd64")
-	initramfs := cmd.Flags().String("initramfs", "", "initramfs, such as initramfs-amd64.xz")
+	var files imageFiles
+	cmd.Flags().StringVar(&files.kernel, "kernel", "", "kernel, such as kernel-amd64")
+	cmd.Flags().StringVar(&files.initramfs, "initramfs", "", "initramfs, such as initramfs-amd64.xz")
+	cmd.Flags().StringVar(&files.uki, "uki", "", "UKI of the same, such as metal-amd64-uki.efi: firmware that boots over HTTP is given it with each machine's own kernel line")
+	cmd.Flags().StringVar(&files.stub, "stub", "", "without a UKI: systemd's UEFI stub, such as linuxx64.efi.stub, to make one with")
+	cmd.Flags().StringVar(&files.signed, "signed-uki", "", "UKI that the vendor signed, such as metal-amd64-secureboot-uki.efi: for machines with Secure Boot, where provisiond has no key")
+	cmd.MarkFlagsMutuallyExclusive("uki", "stub")
 	for _, name := range []string{"kernel", "initramfs"} {
 		_ = cmd.MarkFlagRequired(name) // the flag is there
 	}
@@ -89,7 +97,7 @@ func (a *app) imageAdd() *cobra.Command {
 		if err := f.check(); err != nil {
 			return err
 		}
-		return a.upload(cmd, f, *kernel, *initramfs)
+		return a.upload(cmd, f, files)
 	}
 	return cmd
 }
@@ -101,6 +109,8 @@ func (a *app) imagePull() *cobra.Command {
 	}
 	f := &imageFlags{}
 	f.bind(cmd)
+	uki := cmd.Flags().Bool("uki", true, "download its UKI, too, for firmware that boots over HTTP")
+	signed := cmd.Flags().Bool("signed-uki", false, "download the UKI that the factory signed, too, for machines with Secure Boot, where provisiond has no key")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := f.check(); err != nil {
 			return err
@@ -114,14 +124,24 @@ func (a *app) imagePull() *cobra.Command {
 			return err
 		}
 		defer func() { _ = os.RemoveAll(dir) }() // a left-over in the temporary folder at worst
-		files := make([]string, 2)
-		for i, name := range []string{"kernel-" + f.arch, "initramfs-" + f.arch + ".xz"} {
-			from := base.JoinPath("image", cmp.Or(f.schematic, plainSchematic), f.version, name)
-			if files[i], err = download(cmd.Context(), from.String(), dir, cmd.ErrOrStderr()); err != nil {
+		var files imageFiles
+		for _, file := range []struct {
+			to   *string
+			name string
+			want bool
+		}{
+			{&files.kernel, "kernel-" + f.arch, true}, {&files.initramfs, "initramfs-" + f.arch + ".xz", true},
+			{&files.uki, "metal-" + f.arch + "-uki.efi", *uki}, {&files.signed, "metal-" + f.arch + "-secureboot-uki.efi", *signed},
+		} {
+			if !file.want {
+				continue
+			}
+			from := base.JoinPath("image", cmp.Or(f.schematic, plainSchematic), f.version, file.name)
+			if *file.to, err = download(cmd.Context(), from.String(), dir, cmd.ErrOrStderr()); err != nil {
 				return err
 			}
 		}
-		return a.upload(cmd, f, files[0], files[1])
+		return a.upload(cmd, f, files)
 	}
 	return cmd
 }
@@ -170,18 +190,34 @@ func progress(stderr io.Writer, size int64, what string) io.Writer {
 		progressbar.OptionSetWidth(20), progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionOnCompletion(func() { _, _ = fmt.Fprintln(f) }))
 }
 
-// upload streams both files to provisiond and makes an image of them.
-func (a *app) upload(cmd *cobra.Command, f *imageFlags, kernel, initramfs string) error {
+// imageFiles are the names of an image's files here; empty: it has none of that kind.
+type imageFiles struct{ kernel, initramfs, uki, stub, signed string }
+
+// upload streams files to provisiond and makes an image of them.
+func (a *app) upload(cmd *cobra.Command, f *imageFlags, files imageFiles) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
 	var spec api.ImageSpec
-	if spec.Kernel, err = put(cmd, c, "kernel", kernel, f.kernelSum); err != nil {
+	if spec.Kernel, err = put(cmd, c, "kernel", files.kernel, f.kernelSum); err != nil {
 		return err
 	}
-	if spec.Initramfs, err = put(cmd, c, "initramfs", initramfs, f.initramfsSum); err != nil {
+	if spec.Initramfs, err = put(cmd, c, "initramfs", files.initramfs, f.initramfsSum); err != nil {
 		return err
+	}
+	for _, more := range []struct {
+		what, name, sum string
+		to              **api.Blob
+	}{{"uki", files.uki, f.ukiSum, &spec.UKI}, {"stub", files.stub, "", &spec.Stub}, {"signed-uki", files.signed, f.signedSum, &spec.Signed}} {
+		if more.name == "" {
+			continue
+		}
+		blob, err := put(cmd, c, more.what, more.name, more.sum)
+		if err != nil {
+			return err
+		}
+		*more.to = &blob
 	}
 	img, err := client.Answer[api.Image](c.PutImage(cmd.Context(), f.version, cmp.Or(f.schematic, api.DefaultSchematic), f.arch, client.PutImageParams{Replace: f.replace}, spec))
 	if err != nil {
@@ -227,13 +263,28 @@ func (a *app) imageList() *cobra.Command {
 			return err
 		}
 		return out.print(cmd, images.Items, func(w io.Writer) {
-			row(w, "IMAGE", "KERNEL", "BYTES", "INITRAMFS", "BYTES", "CLUSTERS", "MACHINES", "ADDED")
+			row(w, "IMAGE", "KERNEL", "BYTES", "INITRAMFS", "BYTES", "UKI", "CLUSTERS", "MACHINES", "ADDED")
 			for _, i := range images.Items {
-				row(w, i.ID, short(i.Kernel.SHA256), i.Kernel.Size, short(i.Initramfs.SHA256), i.Initramfs.Size, i.Use.Clusters, i.Use.Machines, when(i.Created))
+				row(w, i.ID, short(i.Kernel.SHA256), i.Kernel.Size, short(i.Initramfs.SHA256), i.Initramfs.Size, ukiText(&i), i.Use.Clusters, i.Use.Machines, when(i.Created))
 			}
 		})
 	}
 	return cmd
+}
+
+// ukiText is of what the UKIs of an image are made, and whether it has a signed one.
+func ukiText(i *api.Image) string {
+	var has []string
+	switch {
+	case i.UKI != nil:
+		has = append(has, short(i.UKI.SHA256))
+	case i.Stub != nil:
+		has = append(has, "by its stub")
+	}
+	if i.Signed != nil {
+		has = append(has, "signed")
+	}
+	return cmp.Or(strings.Join(has, ", "), "-")
 }
 
 func short(sum string) string { return sum[:min(12, len(sum))] }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -190,6 +191,9 @@ func describeMachine(w io.Writer, m *api.Machine) {
 	pair(w, "reason", m.Phase.Reason)
 	pair(w, "ALARM", m.Facts.Alarm)
 	pair(w, "next boot", m.Plan.Action+": "+m.Plan.Reason)
+	if m.Plan.WayReason != "" {
+		pair(w, "by", cmp.Or(m.Plan.Way, "no way")+": "+m.Plan.WayReason)
+	}
 	if r := m.Facts.Reimage; r != nil {
 		pair(w, "reimage", fmt.Sprintf("order %d, %s: %s", r.Order, r.State, r.Reason))
 	}
@@ -201,6 +205,8 @@ func describeMachine(w io.Writer, m *api.Machine) {
 	pair(w, "address", m.Address)
 	pair(w, "macs", strings.Join(m.MACs, " "))
 	pair(w, "image", m.Image)
+	pair(w, "boot", m.Boot)
+	pair(w, "secure boot", secureBootText(m))
 	describeInstall(w, m.Install)
 	pair(w, "addressing", m.Addressing)
 	pair(w, "approval", m.Approval)
@@ -221,6 +227,19 @@ func describeMachine(w io.Writer, m *api.Machine) {
 	if b := m.Facts.Boot; b != nil {
 		pair(w, "last boot", fmt.Sprintf("number %d, began %s, %s", b.Number, when(b.Started), stepsText(b)))
 	}
+}
+
+// secureBootText is what is known of it, and by whom.
+func secureBootText(m *api.Machine) string {
+	switch {
+	case m.SecureBoot && m.Facts.SecureBoot == "off":
+		return "on, as registered; Talos said off"
+	case m.SecureBoot:
+		return "on, as registered"
+	case m.Facts.SecureBoot != "":
+		return m.Facts.SecureBoot + ", by Talos"
+	}
+	return ""
 }
 
 func describeInstall(w io.Writer, i api.Install) {

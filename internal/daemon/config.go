@@ -48,9 +48,13 @@ type rawConfig struct {
 		} `yaml:"tls"`
 		OIDC rawOIDC `yaml:"oidc"`
 	} `yaml:"api"`
-	Loaders              map[string]string `yaml:"loaders"`
-	Boot                 map[string]string `yaml:"boot"`
-	RouterAdvertisements rawAdvertisement  `yaml:"routerAdvertisements"`
+	Loaders    map[string]string `yaml:"loaders"`
+	Boot       map[string]string `yaml:"boot"`
+	SecureBoot struct {
+		Key         string `yaml:"key"`
+		Certificate string `yaml:"certificate"`
+	} `yaml:"secureBoot"`
+	RouterAdvertisements rawAdvertisement `yaml:"routerAdvertisements"`
 	Talos                struct {
 		Proxy     string `yaml:"proxy"`
 		KernelLog string `yaml:"kernelLog"`
@@ -129,6 +133,9 @@ type Config struct {
 	// Certificate and CertificateKey are the files of what Listen shows; empty: our own CA makes it.
 	// ClientCA is that of the CA of client certificates; empty: our own.
 	Certificate, CertificateKey, ClientCA string
+	// SecureBootKey and SecureBootCertificate are the files of what machines' own UKIs are
+	// signed with; empty: they are not signed.
+	SecureBootKey, SecureBootCertificate string
 	// OIDC is the issuer that vouches for people in browsers, without the secret that is in
 	// OIDCSecretFile; nil: there is none.
 	OIDC           *web.OIDC
@@ -204,6 +211,7 @@ func ParseConfig(text []byte) (*Config, error) {
 		Listen:        netip.AddrPortFrom(netip.IPv6Loopback(), 8440),
 		Names:         raw.API.Names,
 		Certificate:   raw.API.TLS.Certificate, CertificateKey: raw.API.TLS.Key, ClientCA: raw.API.TLS.ClientCA,
+		SecureBootKey: raw.SecureBoot.Key, SecureBootCertificate: raw.SecureBoot.Certificate,
 		Loaders:    raw.Loaders,
 		TalosProxy: raw.Talos.Proxy, KernelLog: raw.Talos.KernelLog,
 		LogLevel: orString(raw.Log.Level, "info"), LogJSON: raw.Log.Format != "console",
@@ -345,6 +353,9 @@ func (c *Config) checkAPI() error {
 	}
 	if (c.Certificate == "") != (c.CertificateKey == "") {
 		return &inventory.FieldError{Field: "api.tls", Problem: "a certificate and its key go together", Fix: "set both, or neither: our own CA makes one then"}
+	}
+	if (c.SecureBootCertificate == "") != (c.SecureBootKey == "") {
+		return &inventory.FieldError{Field: "secureBoot", Problem: "a key and its certificate go together", Fix: "set both, as provisiond secureboot keys makes them, or neither: UKIs are not signed then"}
 	}
 	return nil
 }

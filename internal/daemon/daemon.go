@@ -40,6 +40,7 @@ import (
 	"github.com/provisiond/provisiond/internal/phaselog"
 	"github.com/provisiond/provisiond/internal/reimage"
 	"github.com/provisiond/provisiond/internal/rollout"
+	"github.com/provisiond/provisiond/internal/secureboot"
 	"github.com/provisiond/provisiond/internal/talos"
 	"github.com/provisiond/provisiond/internal/tftp"
 )
@@ -129,7 +130,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err := d.openTrail(cfg); err != nil { // the lock on the database is ours: nobody else writes it
 		return nil, err
 	}
-	keeper, err := inventory.NewKeeper(ctx, store, inventory.KeeperConfig{Subnets: cfg.Subnets})
+	keeper, err := inventory.NewKeeper(ctx, store, inventory.KeeperConfig{Subnets: cfg.Subnets, Signs: cfg.SecureBootKey != ""})
 	if err != nil {
 		return nil, err
 	}
@@ -239,8 +240,17 @@ func (d *Daemon) serveRack(cfg *Config, s *sockets, keeper *inventory.Keeper, ur
 	for _, conn := range s.tftp {
 		d.run("tftp on "+conn.LocalAddr().String(), func(ctx context.Context) error { return first.Serve(ctx, conn) })
 	}
-	boot := httpconfig.New(httpconfig.Config{URLs: urls, ApprovalURL: approvalURL(cfg)}, httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{d.configs}, Loaders: files, Images: blobs, Trail: d.trail, Neighbours: neighbours{}}, component(d.log, "http"))
+	deps := httpconfig.Deps{Inventory: keeper, Configs: rackConfigs{d.configs}, Loaders: files, Images: blobs, Trail: d.trail, Neighbours: neighbours{}}
+	if cfg.SecureBootKey != "" {
+		signer, err := secureboot.Load(cfg.SecureBootKey, cfg.SecureBootCertificate)
+		if err != nil {
+			return nil, fmt.Errorf("secureBoot: %w", err)
+		}
+		deps.Signer = signer
+	}
+	boot := httpconfig.New(httpconfig.Config{URLs: urls, ApprovalURL: approvalURL(cfg)}, deps, component(d.log, "http"))
 	d.count(boot)
+	d.run("UKIs", func(ctx context.Context) error { return d.layOutUKIs(ctx, blobs) })
 	d.run("http", func(ctx context.Context) error { return boot.Serve(ctx, s.http) })
 	d.run("https", func(ctx context.Context) error { return boot.ServeTLS(ctx, s.https, authority.Server()) })
 
@@ -380,6 +390,27 @@ func (d *Daemon) sweep(ctx context.Context, blobs *images.Store) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// layOutUKIs reads the images of which UKIs are made: firmware does not wait until it is
+// asked for one.
+func (d *Daemon) layOutUKIs(ctx context.Context, blobs *images.Store) error {
+	list, err := d.keeper.Images(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !list[i].HasUKI() {
+			continue
+		}
+		if _, err := blobs.UKI(&list[i]); err != nil {
+			d.log.Error().Err(err).Str("image", list[i].ID()).Msg("cannot make UKIs of a boot image: import it again")
+		}
+	}
+	return nil
 }
 
 func (d *Daemon) sweepImages(ctx context.Context, blobs *images.Store) error {

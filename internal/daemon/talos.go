@@ -393,7 +393,7 @@ func (c rackConfigs) KernelLine(ctx context.Context, v inventory.View, at httpco
 		return "", err
 	}
 	return c.renderer.KernelLine(talos.KernelInput{
-		Machine: v.Machine, Cluster: v.Cluster, Subnet: c.keeper.SubnetOf(v.Machine.Address), Arch: v.Image.Arch,
+		Machine: v.Machine, Cluster: v.Cluster, Subnet: c.keeper.SubnetOf(v.Machine.Address), Arch: v.Image.Arch, SecureBoot: v.HasSecureBoot(),
 		ConfigURL: at.Config, DeviceURL: at.Device, TokenURL: at.Token,
 	})
 }

@@ -28,6 +28,9 @@ type KernelInput struct {
 	Cluster *inventory.Cluster
 	Subnet  *inventory.Subnet // needed for a static address
 	Arch    inventory.Arch
+	// SecureBoot locks the kernel down, as Talos' own images for Secure Boot do
+	// (pkg/imager/imager.go).
+	SecureBoot bool
 	// ConfigURL is where Talos fetches its config. Its host should be an address:
 	// before the config Talos asks nobody but 1.1.1.1 for names. If it is https, Talos is
 	// told to trust [Options].TrustedRoots.
@@ -57,6 +60,9 @@ func (r *Renderer) KernelLine(in KernelInput) (string, error) {
 		return "", fail("arch", "amd64 or arm64", "%q is not an architecture that Talos runs on", in.Arch)
 	}
 	args = append(args, kernel.DefaultArgs(quirks.New(rel.version))...)
+	if in.SecureBoot {
+		args = append(args, "lockdown=confidentiality")
+	}
 	if err := checkConfigURL(in.ConfigURL); err != nil {
 		return "", err
 	}
