@@ -392,16 +392,16 @@ func (d *Daemon) sweep(ctx context.Context, blobs *images.Store) error {
 	}
 }
 
-// layOutUKIs reads the images of which UKIs are made: firmware does not wait until it is
-// asked for one.
+// layOutUKIs reads the images of which UKIs are made, once: when firmware asks for one, it
+// does not wait for long.
 func (d *Daemon) layOutUKIs(ctx context.Context, blobs *images.Store) error {
 	list, err := d.keeper.Images(ctx)
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		return err
 	}
 	for i := range list {
 		if ctx.Err() != nil {
-			return nil
+			break
 		}
 		if !list[i].HasUKI() {
 			continue
@@ -410,6 +410,7 @@ func (d *Daemon) layOutUKIs(ctx context.Context, blobs *images.Store) error {
 			d.log.Error().Err(err).Str("image", list[i].ID()).Msg("cannot make UKIs of a boot image: import it again")
 		}
 	}
+	<-ctx.Done()
 	return nil
 }
 

@@ -248,7 +248,7 @@ func scriptServed(f *Facts, e Event) (tells bool) {
 	}
 	b.Waits = e.Wait
 	served, plan, failed := first(&b.Script, e.Time), set(&b.Plan, e.Plan), set(&b.Error, e.Error)
-	if e.Way != "" {
+	if e.Way != "" && (e.Way != b.Way || e.WayReason != "") { // else the offer has said why
 		b.Way, b.WayReason = e.Way, e.WayReason
 	}
 	if due {

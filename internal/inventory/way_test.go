@@ -121,4 +121,10 @@ func TestWayOfABoot(t *testing.T) {
 	if way := start(4); way != ByIPXE {
 		t.Errorf("by %q after two", way)
 	}
+	step(Event{Kind: Solicited, Client: FirmwareHTTP, XID: 5, Token: "t"})
+	step(Event{Kind: Offered, Plan: Install, Way: ByIPXE, WayReason: "why"})
+	step(Event{Kind: ScriptServed, Plan: Install, Way: ByIPXE})
+	if b := v.Facts.Current(); b.Way != ByIPXE || b.WayReason != "why" {
+		t.Errorf("iPXE's script made of its reason %q", b.WayReason)
+	}
 }

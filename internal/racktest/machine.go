@@ -64,6 +64,9 @@ type MachineOptions struct {
 	// SLAAC is a prefix announced with the A flag, if any. Without one Talos
 	// has no address but what ip=, early or machine config give it.
 	SLAAC netip.Prefix
+	// Starts says whether the firmware starts what it has loaded: with Secure Boot, only
+	// what is signed. An error sends it to its next boot option. Nil: it starts anything.
+	Starts func(image []byte) error
 	// Disk survives power cycles. Nil: a new blank one.
 	Disk *Disk
 
@@ -412,6 +415,11 @@ func (b *boot) network(ctx context.Context) (*commandLine, error) {
 	loader, err := b.firmware(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if b.opts.Starts != nil {
+		if err := b.opts.Starts(loader.bytes); err != nil {
+			return nil, fmt.Errorf("the firmware does not start %s: %w", loader.url, err)
+		}
 	}
 	if line, ok, err := b.uki(loader); ok {
 		return line, err

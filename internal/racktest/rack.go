@@ -28,6 +28,8 @@ type RackOptions struct {
 	Arch     string
 	OwnStack bool
 	SLAAC    netip.Prefix
+	// Starts is described at [MachineOptions].
+	Starts func(image []byte) error
 	// OnStep is called before each step of each machine. An error cuts that
 	// machine's power; [Rack.Run] switches it on again.
 	OnStep func(*Machine, Step) error
@@ -70,7 +72,7 @@ func NewRack(o RackOptions) (*Rack, error) {
 			MACs:     []net.HardwareAddr{{0x52, 0x54, 0, 0, byte((i + 1) >> 8), byte(i + 1)}},
 			UUID:     uuid.NewSHA1(uuid.NameSpaceOID, []byte(name)),
 			Serial:   fmt.Sprintf("SN-%04d", i+1),
-			Firmware: firmware, IPXE: o.IPXE, Arch: o.Arch, OwnStack: o.OwnStack, SLAAC: o.SLAAC,
+			Firmware: firmware, IPXE: o.IPXE, Arch: o.Arch, OwnStack: o.OwnStack, SLAAC: o.SLAAC, Starts: o.Starts,
 			Net: o.Net, Fabric: r.Fabric, Peers: peers, Timing: o.Timing,
 			OnStep: func(s Step) error {
 				if o.OnStep == nil {
