@@ -37,6 +37,7 @@ var ours = map[string][]string{
 	"internal/machinelog":          {"internal/inventory"},
 	"internal/talos":               {"internal/inventory"},
 	"internal/uki":                 nil,
+	"internal/uki/ukitest":         nil,
 	"internal/secureboot":          {"internal/uki"},
 	"internal/tracing":             {"internal/inventory"},
 	"internal/admin":               {"internal/inventory", "api", "internal/audit"},

@@ -120,9 +120,11 @@ func newLayout(base *File) *layout {
 	return &layout{base: base, sources: []Source{{R: base.r, Size: base.size}}}
 }
 
-// keep takes a section of the base as it is, at the same place in memory.
+// keep takes a section of the base as it is, at the same place in memory. What
+// a larger file alignment put behind it is left out.
 func (l *layout) keep(s Section) {
-	l.place(s, Piece{Offset: int64(s.Offset), Size: int64(s.Size)})
+	size := min(uint64(s.Size), up(uint64(s.VirtualSize), fileAlignment))
+	l.place(s, Piece{Offset: int64(s.Offset), Size: int64(size)})
 }
 
 // add puts a section behind the others.
@@ -213,6 +215,7 @@ func (l *layout) headers() (head []byte, table int) {
 		}
 	}
 	u32(o[8:], data) // SizeOfInitializedData
+	u32(o[32:], max(fileAlignment, l.base.sectionAlignment()))
 	u32(o[36:], fileAlignment)
 	u32(o[56:], uint32(up(l.memory, uint64(max(pageSize, l.base.sectionAlignment()))))) // SizeOfImage
 	u32(o[60:], uint32(size))                                                           // SizeOfHeaders
