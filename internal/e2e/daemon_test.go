@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// configText is the daemon's config file: everything else is at its default.
+// configText is the daemon's config file: what a test does not add is at its default.
 const configText = `data: %[1]s/data
 address: %[2]s
 interfaces: [%[3]s]
@@ -41,11 +41,12 @@ type daemon struct {
 	binary, socket string
 }
 
-// startDaemon runs provisiond in the lab's namespace until the test ends.
-func startDaemon(t *testing.T, l *lab, binary string) *daemon {
+// startDaemon runs provisiond in the lab's namespace until the test ends. Its config
+// file ends with settings.
+func startDaemon(t *testing.T, l *lab, binary, settings string) *daemon {
 	t.Helper()
 	config := filepath.Join(l.dir, "provisiond.yaml")
-	must(t, os.WriteFile(config, fmt.Appendf(nil, configText, l.dir, serverAddr, bridge, prefix, routerAddr, farPrefix, farRouter), 0o600))
+	must(t, os.WriteFile(config, fmt.Appendf(nil, configText+"%[8]s", l.dir, serverAddr, bridge, prefix, routerAddr, farPrefix, farRouter, settings), 0o600))
 	log, err := os.Create(filepath.Join(l.out, "daemon.log"))
 	must(t, err)
 	defer func() { _ = log.Close() }() // the daemon has its own

@@ -38,35 +38,17 @@ var (
 
 // TestFirmware boots a rack of virtual machines with real firmware.
 func TestFirmware(t *testing.T) {
-	checkNeeds(t)
-	out, err := filepath.Abs("out")
-	must(t, err)
-	must(t, os.RemoveAll(out))
-	must(t, os.MkdirAll(out, 0o755))
-	t.Cleanup(func() {
-		if t.Failed() {
-			printTails(t, out)
-		}
-	})
-	clock := &stopwatch{t: t, start: time.Now()}
-	ctx := deadline(t, budget)
+	r := newRack(t, pc, budget)
+	ctx, clock, l, d := r.ctx, r.clock, r.lab, r.daemon
+	r.addImage(t)
+	r.createCluster(t, controlPlaneAddr, testKernelArgs)
 
-	build := t.TempDir()
-	im := buildImages(t, build)
-	binary := filepath.Join(build, "provisiond")
-	buildBinary(t, "../../cmd/provisiond", binary)
-	clock.lap("images and daemon built")
-
-	l := newLab(t, out)
-	l.serveRegistry(t, im.disk)
-	stopCapture := l.capture(t)
-	d := startDaemon(t, l, binary)
-	register(t, d, im)
+	cp := newVM(t, l, "cp-1", pc, controlPlaneMAC, pxe6)
+	worker := newVM(t, l, "w-1", pc, workerMAC, http6)
+	stranger := newVM(t, l, "stranger", pc, strangerMAC, pxe6)
+	r.addMachine(t, cp, "controlplane", controlPlaneAddr)
+	r.addMachine(t, worker, "worker", workerAddr)
 	clock.lap("cluster and machines registered")
-
-	cp := newVM(t, l, "cp-1", pxe6, controlPlaneMAC)
-	worker := newVM(t, l, "w-1", http6, workerMAC)
-	stranger := newVM(t, l, "stranger", pxe6, strangerMAC)
 
 	cp.powerOn(t)
 	worker.powerOn(t)
@@ -81,7 +63,8 @@ func TestFirmware(t *testing.T) {
 
 	// The same behind a relay, on a segment that the daemon is not on.
 	worker.powerOff()
-	far := newVM(t, newRouter(t, l), "w-2", pxe6, farMAC)
+	far := newVM(t, newRouter(t, l), "w-2", pc, farMAC, pxe6)
+	r.addMachine(t, far, "worker", farAddr, "--approval", "required")
 	far.powerOn(t)
 	install(ctx, t, clock, d, far)
 	reachReady(ctx, t, clock, far)
@@ -94,7 +77,7 @@ func TestFirmware(t *testing.T) {
 	cp.powerOff()
 	stranger.powerOn(t)
 	cp.powerOn(t)
-	powerCycled(ctx, t, clock, d, cp)
+	powerCycled(ctx, t, clock, d, cp, "pxe")
 	if again := checkBootstrap(ctx, t, d, cp, worker); !reflect.DeepEqual(again, bootstrapped) {
 		t.Errorf("the bootstrap changed by a power cycle: %+v, was %+v", again, bootstrapped)
 	}
@@ -122,34 +105,15 @@ func TestFirmware(t *testing.T) {
 	if again := checkBootstrap(ctx, t, d, cp, worker); !reflect.DeepEqual(again, bootstrapped) {
 		t.Errorf("the bootstrap changed by a reimage: %+v, was %+v", again, bootstrapped)
 	}
-	checkOffers(t, stopCapture())
-	checkLog(t, out)
-}
-
-// register tells the daemon of everything but the stranger.
-func register(t *testing.T, d *daemon, im images) {
-	t.Helper()
-	d.run(t, "image", "add", "--version", talosVersion, "--arch", "amd64", "--kernel", im.kernel, "--initramfs", im.initramfs)
-	create := []string{
-		"cluster", "create", "e2e", "--endpoint", "https://[" + controlPlaneAddr + "]:6443", "--talos-version", talosVersion,
-		"--install-disk", "/dev/vda", "--install-image", fmt.Sprintf("[%s]:%d/e2e/installer:%s", serverAddr, registryPort, talosVersion),
-	}
-	for arg := range strings.FieldsSeq(testKernelArgs) {
-		create = append(create, "--kernel-arg", arg)
-	}
-	d.run(t, create...)
-	d.run(t, "machine", "add", "cp-1", "--mac", controlPlaneMAC.String(), "--cluster", "e2e", "--role", "controlplane", "--address", controlPlaneAddr)
-	d.run(t, "machine", "add", "w-1", "--mac", workerMAC.String(), "--cluster", "e2e", "--role", "worker", "--address", workerAddr)
-	// A person approves it, by the code that its console shows.
-	d.run(t, "machine", "add", "w-2", "--mac", farMAC.String(), "--cluster", "e2e", "--role", "worker", "--address", farAddr, "--approval", "required")
+	checkOffers(t, r.stopCapture())
+	checkLog(t, l.out)
 }
 
 // install follows a machine to its own address, its own config and its disk.
 func install(ctx context.Context, t *testing.T, clock *stopwatch, d *daemon, v *vm) {
 	t.Helper()
-	address := map[string]string{"cp-1": controlPlaneAddr, "w-1": workerAddr, "w-2": farAddr}[v.name]
-	if got := mustAwait(ctx, t, v, "GUEST: address "); got != address+"/64" {
-		t.Errorf("%s: address %s, want %s/64", v.name, got, address)
+	if got := mustAwait(ctx, t, v, "GUEST: address "); got != v.address.String()+"/64" {
+		t.Errorf("%s: address %s, want %s/64", v.name, got, v.address)
 	}
 	clock.lap(v.name + ": kernel up")
 	if v.name == "w-2" {
@@ -216,7 +180,7 @@ func checkInstalled(ctx context.Context, t *testing.T, d *daemon, v *vm, client 
 }
 
 // checkBootstrap wants the cluster bootstrapped by one call that one node took.
-// Calls before it may have been declined: "bootstrap is not available yet".
+// The first node is the only control plane. Calls before it may have been declined: "bootstrap is not available yet".
 func checkBootstrap(ctx context.Context, t *testing.T, d *daemon, nodes ...*vm) api.Bootstrap {
 	t.Helper()
 	var c api.Cluster
@@ -224,8 +188,8 @@ func checkBootstrap(ctx context.Context, t *testing.T, d *daemon, nodes ...*vm) 
 		c = ask[api.Cluster](t, d, "cluster", "show", "e2e")
 		return c.Bootstrap.State == "done", fmt.Sprintf("%+v", c.Bootstrap)
 	}))
-	if c.Bootstrap.Machine != "cp-1" {
-		t.Errorf("bootstrap of %s, want cp-1", c.Bootstrap.Machine)
+	if c.Bootstrap.Machine != nodes[0].name {
+		t.Errorf("bootstrap of %s, want %s", c.Bootstrap.Machine, nodes[0].name)
 	}
 	accepted := 0
 	for _, v := range nodes {
@@ -241,7 +205,7 @@ func checkBootstrap(ctx context.Context, t *testing.T, d *daemon, nodes ...*vm) 
 
 // powerCycled follows an installed machine whose firmware tries the network
 // first: it must come up from its disk, and be told nothing else.
-func powerCycled(ctx context.Context, t *testing.T, clock *stopwatch, d *daemon, v *vm) {
+func powerCycled(ctx context.Context, t *testing.T, clock *stopwatch, d *daemon, v *vm, client string) {
 	t.Helper()
 	before := ask[api.Machine](t, d, "machine", "show", v.name)
 	mustAwait(ctx, t, v, "GUEST: booted from disk")
@@ -257,8 +221,8 @@ func powerCycled(ctx context.Context, t *testing.T, clock *stopwatch, d *daemon,
 	if len(boots) != 2 {
 		t.Fatalf("%s: %d boots after a power cycle, want 2: %+v", v.name, len(boots), boots)
 	}
-	if b := boots[0]; b.Plan != "disk" || b.ConfigFetches != 0 || b.Client != "pxe" {
-		t.Errorf("%s: boot by %s with plan %s and %d config fetches, want pxe, disk, 0", v.name, b.Client, b.Plan, b.ConfigFetches)
+	if b := boots[0]; b.Plan != "disk" || b.ConfigFetches != 0 || b.Client != client {
+		t.Errorf("%s: boot by %s with plan %s and %d config fetches, want %s, disk, 0", v.name, b.Client, b.Plan, b.ConfigFetches, client)
 	}
 	if m.Facts.Installs != before.Facts.Installs {
 		t.Errorf("%s: install orders %+v after a power cycle, were %+v", v.name, m.Facts.Installs, before.Facts.Installs)
@@ -360,14 +324,15 @@ func checkNeeds(t *testing.T) {
 	}
 	for _, p := range []struct{ program, in string }{
 		{"qemu-system-x86_64", "qemu-system-x86"}, {"ip", "iproute2"}, {"dumpcap", "wireshark-common"}, {"tshark", "tshark"},
-		{"mformat", "mtools"}, {"dhcrelay", "isc-dhcp-relay"}, {"radvd", "radvd"}, {"sysctl", "procps"}, {"objcopy", "binutils"}, {"cpio", "cpio"}, {"apt-get", "apt"}, {"dpkg", "dpkg"},
+		{"qemu-system-aarch64", "qemu-system-arm"}, {"openssl", "openssl"}, {"sbsign", "sbsigntool"}, {"curl", "curl"}, {secureARM.objcopy, "binutils-aarch64-linux-gnu"}, {"mformat", "mtools"}, {"dhcrelay", "isc-dhcp-relay"}, {"radvd", "radvd"}, {"sysctl", "procps"}, {"objcopy", "binutils"}, {"cpio", "cpio"}, {"apt-get", "apt"}, {"dpkg", "dpkg"},
 	} {
 		if _, err := exec.LookPath(p.program); err != nil {
 			missing = append(missing, fmt.Sprintf("%s (Debian package %s)", p.program, p.in))
 		}
 	}
 	for _, f := range []struct{ file, in string }{
-		{ovmfCode, "ovmf"}, {ovmfVars, "ovmf"}, {"/usr/lib/ipxe/snponly.efi", "ipxe"}, {"/dev/net/tun", "of the kernel: tun"},
+		{pc.code, "ovmf"}, {pc.vars, "ovmf"}, {securePC.code, "ovmf"}, {securePC.vars, "ovmf"}, {snakeoilLocked, "ovmf"},
+		{secureARM.code, "qemu-efi-aarch64"}, {secureARM.vars, "qemu-efi-aarch64"}, {"/usr/lib/ipxe/snponly.efi", "ipxe"}, {"/dev/net/tun", "of the kernel: tun"},
 	} {
 		if _, err := os.Stat(f.file); err != nil {
 			missing = append(missing, fmt.Sprintf("%s (Debian package %s)", f.file, f.in))

@@ -19,14 +19,16 @@ import (
 
 // images are the files that stand for Talos.
 type images struct {
+	arch      string
 	kernel    string // Debian's for virtual machines
 	initramfs string // the guest and the drivers it needs
+	stub      string // systemd's, for UKIs
 	disk      string // what the installer writes: zstd of a FAT with a UKI
 }
 
 // installedLine is the kernel line of the installed system. As in Talos it
 // carries nothing of the netboot: no address, no config, no sinks.
-const installedLine = "console=ttyS0 talos.platform=metal slab_nomerge pti=on " + testKernelArgs
+const installedLine = "console=%s talos.platform=metal slab_nomerge pti=on " + testKernelArgs
 
 // testKernelArgs are for the emulator: without the first the kernel may stop
 // with "IO-APIC + timer doesn't work" when the host is busy.
@@ -35,26 +37,34 @@ const testKernelArgs = "no_timer_check quiet"
 // drivers of the virtual machine; what they depend on is found.
 var drivers = []string{"virtio_pci", "virtio_net", "virtio_blk"}
 
-func buildImages(t *testing.T, dir string) images {
+// buildImages makes the images for a board. What its disk will start from is signed if
+// its firmware wants that.
+func buildImages(t *testing.T, dir string, b board) images {
 	t.Helper()
-	packages := debianPackages(t)
-	kernel := one(t, filepath.Join(packages, "boot/vmlinuz-*"))
+	packages := debianPackages(t, b.arch)
 	root := filepath.Join(dir, "root")
 	for _, d := range []string{"dev", "proc", "sys", "tmp", "modules"} {
 		must(t, os.MkdirAll(filepath.Join(root, d), 0o755))
 	}
-	buildBinary(t, "./guest", filepath.Join(root, "init"))
+	buildBinary(t, "./guest", b.arch, filepath.Join(root, "init"))
 	installDrivers(t, packages, filepath.Join(root, "modules"))
-	im := images{kernel: kernel, initramfs: filepath.Join(dir, "initramfs"), disk: filepath.Join(dir, "disk.zst")}
+	im := images{
+		arch: b.arch, kernel: one(t, filepath.Join(packages, "boot/vmlinuz-*")), initramfs: filepath.Join(dir, "initramfs"),
+		stub: one(t, filepath.Join(packages, "usr/lib/systemd/boot/efi/linux*.efi.stub")), disk: filepath.Join(dir, "disk.zst"),
+	}
 	cpio := shell(t, root, "find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet --reproducible")
 	compress(t, cpio, im.initramfs, zstd.SpeedBetterCompression)
 
 	uki := filepath.Join(dir, "uki.efi")
-	buildUKI(t, one(t, filepath.Join(packages, "usr/lib/systemd/boot/efi/linuxx64.efi.stub")), im, uki)
+	buildUKI(t, b, im, uki)
+	if b.secure {
+		key := snakeoilKey(t, dir)
+		command(t, "sbsign", "--key", key, "--cert", snakeoilCertificate, "--output", uki, uki)
+	}
 	raw := filepath.Join(dir, "disk.raw")
 	command(t, "mformat", "-i", raw, "-C", "-T", "131072", "-h", "64", "-s", "32", "::") // 64 MiB
 	command(t, "mmd", "-i", raw, "::/EFI", "::/EFI/BOOT")
-	command(t, "mcopy", "-i", raw, uki, "::/EFI/BOOT/BOOTX64.EFI")
+	command(t, "mcopy", "-i", raw, uki, "::/EFI/BOOT/"+b.loader)
 	content, err := os.ReadFile(raw)
 	must(t, err)
 	compress(t, content, im.disk, zstd.SpeedFastest)
@@ -63,30 +73,53 @@ func buildImages(t *testing.T, dir string) images {
 
 // debianPackages unpacks the kernel and systemd's UEFI stub, without installing
 // them, into the user's cache, under the kernel's version.
-func debianPackages(t *testing.T) string {
+func debianPackages(t *testing.T, arch string) string {
 	t.Helper()
+	cache, err := os.UserCacheDir()
+	must(t, err)
+	cache = filepath.Join(cache, "provisiond-e2e")
+	apt := aptFor(t, arch, filepath.Join(cache, "apt-"+arch))
 	var kernel string
-	for line := range strings.Lines(command(t, "apt-cache", "depends", "linux-image-cloud-amd64")) {
+	for line := range strings.Lines(command(t, "apt-cache", append(apt, "depends", "linux-image-cloud-"+arch)...)) {
 		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: linux-image-"); ok {
 			kernel = "linux-image-" + name
 		}
 	}
 	if kernel == "" {
-		t.Fatal("apt knows no linux-image-cloud-amd64: run apt-get update")
+		t.Fatalf("apt knows no linux-image-cloud-%s: run apt-get update", arch)
 	}
-	cache, err := os.UserCacheDir()
-	must(t, err)
-	dir := filepath.Join(cache, "provisiond-e2e", kernel)
+	dir := filepath.Join(cache, kernel)
 	if _, err := os.Stat(dir); err == nil {
 		return dir
 	}
-	must(t, os.MkdirAll(filepath.Dir(dir), 0o755))
-	temp, err := os.MkdirTemp(filepath.Dir(dir), "unpack-")
+	temp, err := os.MkdirTemp(cache, "unpack-")
 	must(t, err)
 	defer func() { _ = os.RemoveAll(temp) }()
-	shell(t, temp, "apt-get download -qq "+kernel+" systemd-boot-efi && for p in *.deb; do dpkg -x $p tree; done")
+	shell(t, temp, `apt-get download -qq "$@" && for p in *.deb; do dpkg -x $p tree; done`, append(apt, kernel, "systemd-boot-efi")...)
 	must(t, os.Rename(filepath.Join(temp, "tree"), dir))
 	return dir
+}
+
+// aptFor returns the options with which apt sees the packages of an architecture. Those
+// of another one than the host's are listed in dir, so that the host's apt and dpkg
+// know as little of them as before.
+func aptFor(t *testing.T, arch, dir string) []string {
+	t.Helper()
+	must(t, os.MkdirAll(dir, 0o755))
+	if arch == strings.TrimSpace(command(t, "dpkg", "--print-architecture")) {
+		return nil
+	}
+	installed := filepath.Join(dir, "status")
+	must(t, os.WriteFile(installed, nil, 0o644))
+	for _, d := range []string{"lists/partial", "archives/partial"} {
+		must(t, os.MkdirAll(filepath.Join(dir, d), 0o755))
+	}
+	options := []string{
+		"-o", "APT::Architecture=" + arch, "-o", "APT::Architectures=" + arch, "-o", "APT::Sandbox::User=root",
+		"-o", "Dir::State=" + dir, "-o", "Dir::State::status=" + installed, "-o", "Dir::Cache=" + dir,
+	}
+	command(t, "apt-get", append(options, "update", "-qq")...)
+	return options
 }
 
 // installDrivers copies the drivers and everything they depend on, and lists
@@ -144,14 +177,14 @@ func dependencies(t *testing.T, path string) []string {
 
 // buildUKI puts kernel, initramfs and kernel line into systemd's UEFI stub, as
 // sections behind its own (systemd-stub(7)).
-func buildUKI(t *testing.T, stub string, im images, to string) {
+func buildUKI(t *testing.T, b board, im images, to string) {
 	t.Helper()
-	f, err := pe.Open(stub)
+	f, err := pe.Open(im.stub)
 	must(t, err)
 	defer func() { _ = f.Close() }()
 	optional, ok := f.OptionalHeader.(*pe.OptionalHeader64)
 	if !ok {
-		t.Fatalf("%s is not for amd64", stub)
+		t.Fatalf("%s is not for 64 bits", im.stub)
 	}
 	last := slices.MaxFunc(f.Sections, func(a, b *pe.Section) int {
 		return cmp.Compare(a.VirtualAddress, b.VirtualAddress)
@@ -161,7 +194,7 @@ func buildUKI(t *testing.T, stub string, im images, to string) {
 	at := optional.ImageBase + up(uint64(last.VirtualAddress)+uint64(last.VirtualSize))
 
 	line := filepath.Join(filepath.Dir(to), "cmdline")
-	must(t, os.WriteFile(line, []byte(installedLine), 0o644))
+	must(t, os.WriteFile(line, fmt.Appendf(nil, installedLine, b.console), 0o644))
 	var args []string
 	for _, s := range []struct{ name, file string }{{".cmdline", line}, {".linux", im.kernel}, {".initrd", im.initramfs}} {
 		info, err := os.Stat(s.file)
@@ -169,14 +202,14 @@ func buildUKI(t *testing.T, stub string, im images, to string) {
 		args = append(args, "--add-section", s.name+"="+s.file, "--change-section-vma", fmt.Sprintf("%s=%#x", s.name, at))
 		at += up(uint64(info.Size()))
 	}
-	command(t, "objcopy", append(args, stub, to)...)
+	command(t, b.objcopy, append(args, im.stub, to)...)
 }
 
 // buildBinary compiles a package of this module as one static file.
-func buildBinary(t *testing.T, pkg, to string) {
+func buildBinary(t *testing.T, pkg, arch, to string) {
 	t.Helper()
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", to, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building %s: %v\n%s", pkg, err, out)
 	}
@@ -213,9 +246,9 @@ func command(t *testing.T, name string, args ...string) string {
 	return string(output(t, exec.Command(name, args...)))
 }
 
-func shell(t *testing.T, dir, script string) []byte {
+func shell(t *testing.T, dir, script string, args ...string) []byte {
 	t.Helper()
-	cmd := exec.Command("sh", "-euc", script)
+	cmd := exec.Command("sh", append([]string{"-euc", script, "sh"}, args...)...)
 	cmd.Dir = dir
 	return output(t, cmd)
 }

@@ -129,6 +129,23 @@ func (l *lab) newTap(t *testing.T) string {
 	return name
 }
 
+// newHost makes a namespace with one NIC on the segment: something that is not a
+// virtual machine and looks like one. It is gone when leave was called.
+func (l *lab) newHost(t *testing.T, mac net.HardwareAddr, address netip.Addr) (host *lab, leave func()) {
+	t.Helper()
+	host = &lab{namespace: l.namespace + "-host", dir: l.dir, out: l.out}
+	command(t, "ip", "netns", "add", host.namespace)
+	leave = sync.OnceFunc(func() { _ = exec.Command("ip", "netns", "del", host.namespace).Run() })
+	t.Cleanup(leave)
+	l.taps++
+	port := fmt.Sprintf("host%d", l.taps)
+	l.ip(t, fmt.Sprintf("link add %s type veth peer name nic0 address %s netns %s", port, mac, host.namespace))
+	l.ip(t, "link set "+port+" master "+bridge+" up")
+	host.ip(t, "link set nic0 up")
+	host.ip(t, fmt.Sprintf("address add %s/%d dev nic0 nodad", address, prefix.Bits()))
+	return host, leave
+}
+
 // command is a program that will run in the namespace. ip executes it in its
 // own place, so its process is the program's.
 func (l *lab) command(name string, args ...string) *exec.Cmd {
@@ -155,8 +172,8 @@ func (l *lab) capture(t *testing.T) (stop func() string) {
 	return stop
 }
 
-// serveRegistry answers every request with the installer's image.
-func (l *lab) serveRegistry(t *testing.T, image string) {
+// serve answers HTTP on a port of the daemon's host until the test ends.
+func (l *lab) serve(t *testing.T, port uint16, handler http.Handler) {
 	t.Helper()
 	type result struct {
 		ln  net.Listener
@@ -175,16 +192,13 @@ func (l *lab) serveRegistry(t *testing.T, image string) {
 			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 				return nil, err
 			}
-			return net.Listen("tcp", netip.AddrPortFrom(serverAddr, registryPort).String())
+			return net.Listen("tcp", netip.AddrPortFrom(serverAddr, port).String())
 		}()
 		opened <- result{ln, err}
 	}()
 	r := <-opened
 	must(t, r.err)
-	server := &http.Server{
-		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, image) }),
-		ReadHeaderTimeout: 10 * time.Second,
-	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
 	stopped := make(chan struct{})
 	go func() { _ = server.Serve(r.ln); close(stopped) }()
 	t.Cleanup(func() { _ = server.Close(); <-stopped })

@@ -8,16 +8,23 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"unicode/utf16"
 )
 
-// bootOption is how firmware tries the network first.
+// bootOption is a way by which firmware tries the network.
 type bootOption string
 
 const (
 	pxe6  bootOption = "PXEv6"
 	http6 bootOption = "HTTPv6"
 )
+
+// httpFrom is HTTP boot from a URL that is set in the firmware. The address alone comes
+// by DHCPv6 then.
+func httpFrom(url string) bootOption { return bootOption(url) }
 
 // The layout of OVMF's variable store: a firmware volume header, the header of
 // the store, and variables up to the first that does not begin with variableStart
@@ -27,7 +34,8 @@ const (
 	variableStart     = 0x55aa
 	variableHeader    = 60
 	variableAdded     = 0x3f
-	nvBootRuntime     = 7 // EFI_VARIABLE_NON_VOLATILE, BOOTSERVICE_ACCESS, RUNTIME_ACCESS
+	variableDeleted   = 0xfd // a bit to clear
+	nvBootRuntime     = 7    // EFI_VARIABLE_NON_VOLATILE, BOOTSERVICE_ACCESS, RUNTIME_ACCESS
 	loadOptionActive  = 1
 	volumeHeaderBytes = 48 // offset of EFI_FIRMWARE_VOLUME_HEADER.HeaderLength
 )
@@ -40,32 +48,39 @@ var (
 	autoCreated    = unhex("4eac0881119f594d850ee21a522c59b2")
 )
 
+// bootVariable is the name of a variable that has to do with what is booted.
+var bootVariable = regexp.MustCompile(`^Boot(Order|[0-9A-F]{4})$`)
+
 // nicSlot is the PCI slot of the network card, which the boot option names.
 const nicSlot = 4
 
-// withBootOption returns a copy of OVMF's empty variables in which the network
-// is the only boot option. The boot manager adds all else it finds behind it,
-// disks first, so a machine whose network boot ends goes on to its disk.
-func withBootOption(vars []byte, option bootOption, mac net.HardwareAddr) ([]byte, error) {
+// withBootOptions returns a copy of the variables of EDK2 in which a network card has
+// the only boot options, in this order. The boot manager adds all else it finds behind
+// them, disks first, so a machine whose network boot ends goes on to its disk.
+func withBootOptions(vars []byte, mac net.HardwareAddr, options ...bootOption) ([]byte, error) {
 	le := binary.LittleEndian
 	if len(vars) < 1024 || string(vars[40:44]) != "_FVH" {
 		return nil, fmt.Errorf("not a firmware volume")
 	}
-	at := int(le.Uint16(vars[volumeHeaderBytes:])) + storeHeader
-	for le.Uint16(vars[at:]) == variableStart {
-		at += variableHeader + int(le.Uint32(vars[at+36:])+le.Uint32(vars[at+40:]))
-		at = (at + 3) &^ 3
-		if at+1024 > len(vars) {
+	out := bytes.Clone(vars)
+	at := int(le.Uint16(out[volumeHeaderBytes:])) + storeHeader
+	for le.Uint16(out[at:]) == variableStart {
+		name := int(le.Uint32(out[at+36:]))
+		size := variableHeader + name + int(le.Uint32(out[at+40:]))
+		if at+size+4096 > len(out) {
 			return nil, fmt.Errorf("the variable store is full")
 		}
+		if bootVariable.MatchString(text(out[at+variableHeader:][:name])) {
+			out[at+2] &= variableDeleted
+		}
+		at = (at + size + 3) &^ 3
 	}
-	out := bytes.Clone(vars)
-	for _, v := range []struct {
-		name string
-		data []byte
-	}{{"BootOrder", []byte{0, 0}}, {"Boot0000", loadOption(option, mac)}} {
-		at += copy(out[at:], variable(v.name, v.data))
+	var order []byte
+	for i, o := range options {
+		order = le.AppendUint16(order, uint16(i))
+		at += copy(out[at:], variable(fmt.Sprintf("Boot%04X", i), loadOption(o, mac)))
 	}
+	copy(out[at:], variable("BootOrder", order))
 	return out, nil
 }
 
@@ -89,7 +104,7 @@ func variable(name string, data []byte) []byte {
 }
 
 // loadOption is an EFI_LOAD_OPTION (UEFI 2.10 section 3.1.3) with the device
-// path PciRoot(0x0)/Pci(nicSlot,0x0)/MAC(...)/IPv6(...), and /Uri() for HTTP.
+// path PciRoot(0x0)/Pci(nicSlot,0x0)/MAC(...)/IPv6(...), and /Uri(...) for HTTP.
 func loadOption(option bootOption, mac net.HardwareAddr) []byte {
 	le := binary.LittleEndian
 	var path []byte
@@ -107,13 +122,23 @@ func loadOption(option bootOption, mac net.HardwareAddr) []byte {
 	ip6 := make([]byte, 56)
 	ip6[39] = 64 // prefix length
 	node(3, 13, ip6...)
-	if option == http6 {
+	switch option {
+	case pxe6:
+	case http6:
 		node(3, 24) // URI, empty: it comes by DHCPv6
+	default:
+		node(3, 24, []byte(option)...)
 	}
 	node(0x7f, 0xff)
 
 	b := le.AppendUint32(nil, loadOptionActive)
 	b = le.AppendUint16(b, uint16(len(path)))
+	if option != pxe6 && option != http6 {
+		// Without the mark: the boot manager would take it for one of its own that is
+		// gone. The name is short because firmware's messages are cut.
+		b = append(b, utf16z(filepath.Base(string(option)))...)
+		return append(b, path...)
+	}
 	b = append(b, utf16z(fmt.Sprintf("UEFI %s (MAC:%X)", option, []byte(mac)))...)
 	b = append(b, path...)
 	return append(b, autoCreated...)
@@ -125,6 +150,14 @@ func utf16z(s string) []byte {
 		b = binary.LittleEndian.AppendUint16(b, u)
 	}
 	return b
+}
+
+func text(wide []byte) string {
+	var u []uint16
+	for ; len(wide) >= 2; wide = wide[2:] {
+		u = append(u, binary.LittleEndian.Uint16(wide))
+	}
+	return strings.TrimRight(string(utf16.Decode(u)), "\x00")
 }
 
 func unhex(s string) []byte {

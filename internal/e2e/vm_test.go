@@ -8,26 +8,26 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
-const (
-	ovmfCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
-	ovmfVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
-)
-
 // vm is one virtual machine. Disk and NVRAM survive its power cycles, and every
 // time it is switched on its serial console goes to a new file.
 type vm struct {
-	name string
-	mac  net.HardwareAddr
-	tap  string
-	lab  *lab
+	name  string
+	board board
+	mac   net.HardwareAddr
+	tap   string
+	lab   *lab
+	// address is the one that it is registered with.
+	address netip.Addr
 
 	disk, nvram string
 	starts      int // how often it was switched on
@@ -36,15 +36,15 @@ type vm struct {
 }
 
 // newVM makes a machine that is off, with a blank disk.
-func newVM(t *testing.T, l *lab, name string, option bootOption, mac net.HardwareAddr) *vm {
+func newVM(t *testing.T, l *lab, name string, b board, mac net.HardwareAddr, options ...bootOption) *vm {
 	t.Helper()
 	v := &vm{
-		name: name, mac: mac, tap: l.newTap(t), lab: l,
+		name: name, board: b, mac: mac, tap: l.newTap(t), lab: l,
 		disk: filepath.Join(l.dir, name+".disk"), nvram: filepath.Join(l.dir, name+".nvram"),
 	}
-	blank, err := os.ReadFile(ovmfVars)
+	vars, err := os.ReadFile(b.vars)
 	must(t, err)
-	vars, err := withBootOption(blank, option, mac)
+	vars, err = withBootOptions(vars, mac, options...)
 	must(t, err)
 	must(t, os.WriteFile(v.nvram, vars, 0o644))
 	must(t, os.WriteFile(v.disk, nil, 0o644))
@@ -57,10 +57,9 @@ func newVM(t *testing.T, l *lab, name string, option bootOption, mac net.Hardwar
 func (v *vm) powerOn(t *testing.T) {
 	t.Helper()
 	v.starts++
-	v.cmd = v.lab.command("qemu-system-x86_64", "-name", v.name,
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "768",
-		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+ovmfCode,
+	v.cmd = v.lab.command(v.board.emulator, append(slices.Clone(v.board.machine), "-name", v.name,
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", "tcg", "-smp", "1",
+		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+v.board.code,
 		"-drive", "if=pflash,format=raw,unit=1,file="+v.nvram,
 		"-serial", "file:"+v.serial(v.starts),
 		// romfile=: the firmware's own PXE, not QEMU's iPXE option ROM.
@@ -72,7 +71,7 @@ func (v *vm) powerOn(t *testing.T) {
 		// A menu that waits: HTTPv6 as first option starts before duplicate
 		// address detection is through, and fails (EDK2 before 202508).
 		"-boot", "menu=on,splash-time=3000",
-	)
+	)...)
 	v.exited = make(chan struct{})
 	stderr := &bytes.Buffer{}
 	v.cmd.Stdout, v.cmd.Stderr = stderr, stderr

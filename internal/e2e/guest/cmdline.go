@@ -16,6 +16,7 @@ import (
 // commandLine is the kernel line as Talos reads it: split at white space, no
 // quotes.
 type commandLine struct {
+	text      string // as the kernel has it
 	configURL string
 	eventSink string
 	wipe      string // talos.experimental.wipe
@@ -36,7 +37,12 @@ func readCommandLine() (*commandLine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseCommandLine(string(text))
+	c, err := parseCommandLine(string(text))
+	if err != nil {
+		return nil, err
+	}
+	c.text = strings.TrimSuffix(string(text), "\n")
+	return c, nil
 }
 
 // parseCommandLine refuses what Talos refuses to start with: a line without

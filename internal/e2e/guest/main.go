@@ -54,6 +54,7 @@ func run(ctx context.Context, console *console) error {
 	if err != nil {
 		return err
 	}
+	console.say("kernel line %q", line.text)
 	stored, err := findState()
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 
@@ -13,6 +14,9 @@ import (
 
 // Marker begins every line that is meant for the test.
 const Marker = "GUEST: "
+
+// serialPorts are what QEMU gives its machines.
+var serialPorts = map[string]string{"amd64": "/dev/ttyS0", "arm64": "/dev/ttyAMA0"}
 
 // console is the serial port. The kernel's console= may name another device
 // last, which would then be init's standard output.
@@ -41,7 +45,7 @@ func startSystem() (*console, error) {
 			return c, fmt.Errorf("mounting %s: %w", m.at, err)
 		}
 	}
-	serial, err := os.OpenFile("/dev/ttyS0", os.O_WRONLY|unix.O_NOCTTY, 0)
+	serial, err := os.OpenFile(serialPorts[runtime.GOARCH], os.O_WRONLY|unix.O_NOCTTY, 0)
 	if err != nil {
 		return c, err
 	}
