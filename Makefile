@@ -34,7 +34,7 @@ demo: build
 # clients that others wrote, for those in a browser, for the examples of the documents,
 # for the check of the alerts, and for signed UKIs.
 # CI must leave nothing out; elsewhere what is left out is said.
-E2E_NEEDS     := qemu-system-x86_64 tshark mformat dhcrelay radvd
+E2E_NEEDS     := qemu-system-x86_64 qemu-system-aarch64 aarch64-linux-gnu-objcopy sbsign openssl curl tshark mformat dhcrelay radvd
 BROWSER_NEEDS := chromium
 DOC_NEEDS     := bash curl jq radvd
 RULE_NEEDS    := promtool
@@ -66,7 +66,7 @@ unit:
 	$(GO) test ./internal/model
 
 e2e:
-	$(GO) test -tags e2e -count=1 -timeout 30m -v ./internal/e2e
+	$(GO) test -tags e2e -count=1 -timeout 60m -v ./internal/e2e
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./internal/... ./web
