@@ -83,9 +83,8 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 		if b == nil {
 			b = begin(f, e)
 		}
-		offered, plan, way := first(&b.Offered, e.Time), set(&b.Plan, e.Plan), set(&b.Way, e.Way)
-		b.WayReason = e.WayReason
-		return offered || plan || way
+		offered, plan := first(&b.Offered, e.Time), set(&b.Plan, e.Plan)
+		return setWay(b, e) || offered || plan
 	case LoaderServed:
 		if b := changeBoot(f, e); b != nil && first(&b.Loader, e.Time) {
 			b.LoaderTook = e.Took
@@ -248,9 +247,7 @@ func scriptServed(f *Facts, e Event) (tells bool) {
 	}
 	b.Waits = e.Wait
 	served, plan, failed := first(&b.Script, e.Time), set(&b.Plan, e.Plan), set(&b.Error, e.Error)
-	if e.Way != "" && (e.Way != b.Way || e.WayReason != "") { // else the offer has said why
-		b.Way, b.WayReason = e.Way, e.WayReason
-	}
+	setWay(b, e)
 	if due {
 		claimWipe(f, e, ViaNetboot)
 		f.Reimage.Boot = b.Number
@@ -262,6 +259,16 @@ func scriptServed(f *Facts, e Event) (tells bool) {
 	}
 	order := e.Plan == Install && set(&b.Order, f.Install.Ordered)
 	return served || plan || failed || order
+}
+
+// setWay keeps how a boot is started and why so, and says whether that is news. What
+// firmware was offered says more than the iPXE that came of it.
+func setWay(b *Boot, e Event) (tells bool) {
+	if e.Way == "" || e.Client == IPXE && b.Way == e.Way {
+		return false
+	}
+	b.WayReason = e.WayReason
+	return set(&b.Way, e.Way)
 }
 
 // apiAnswered takes the word of an API that proved itself with our CA. It alone

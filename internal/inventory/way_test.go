@@ -123,7 +123,8 @@ func TestWayOfABoot(t *testing.T) {
 	}
 	step(Event{Kind: Solicited, Client: FirmwareHTTP, XID: 5, Token: "t"})
 	step(Event{Kind: Offered, Plan: Install, Way: ByIPXE, WayReason: "why"})
-	step(Event{Kind: ScriptServed, Plan: Install, Way: ByIPXE})
+	step(Event{Kind: Offered, Client: IPXE, Plan: Install, Way: ByIPXE, WayReason: "it is iPXE that asks"})
+	step(Event{Kind: ScriptServed, Client: IPXE, Plan: Install, Way: ByIPXE})
 	if b := v.Facts.Current(); b.Way != ByIPXE || b.WayReason != "why" {
 		t.Errorf("iPXE's script made of its reason %q", b.WayReason)
 	}
