@@ -2,8 +2,6 @@ package httpconfig
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	stdlog "log"
 	"net/http"
 	"net/netip"
@@ -33,38 +31,14 @@ func (s *Server) lab(peer netip.Addr) bool {
 }
 
 // stranger says why who asks is not the machine; empty: it is, as far as a network can
-// tell. The address must be one of the machine's. On a segment that we are on, so must
-// be the link-layer address behind it, or whoever takes an address would be the
-// machine; behind a router, that one has to know its hosts.
+// tell.
 //
 // Talos fetches from its link-local address while the other is in DAD.
 func (s *Server) stranger(ctx context.Context, m *inventory.Machine, peer netip.Addr) (why string, err error) {
 	if s.lab(peer) {
 		return "", nil
 	}
-	if peer != m.Address {
-		view, err := s.Inventory.MachineByAddress(ctx, peer)
-		if err != nil && !errors.Is(err, inventory.ErrNotFound) {
-			return "", err
-		}
-		if err != nil || view.Machine == nil || view.Machine.Name != m.Name {
-			return fmt.Sprintf("%s is no address of %s", peer, m.Name), nil
-		}
-	}
-	on := peer.Zone()
-	if sub := s.Inventory.SubnetOf(peer); sub != nil {
-		on = sub.Interface
-	}
-	if on == "" {
-		return "", nil // behind a router
-	}
-	switch mac, ok := s.Neighbours.LinkLayer(peer, on); {
-	case !ok:
-		return fmt.Sprintf("%s has no link-layer address on %s", peer, on), nil
-	case !slices.Contains(m.MACs, mac):
-		return fmt.Sprintf("%s is at %s, which is no NIC of %s", peer, mac, m.Name), nil
-	}
-	return "", nil
+	return inventory.WhyNotOf(ctx, s.Inventory, s.Neighbours, m, peer)
 }
 
 // nicAt is the NIC of m that an address tells of, else the first.

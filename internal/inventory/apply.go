@@ -3,6 +3,7 @@ package inventory
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"time"
@@ -45,6 +46,9 @@ func apply(v View, e Event) (after View, tells bool, err error) {
 		if e.Kind == ApprovalAsked || e.Kind == ApprovalGiven || e.Kind == ApprovalDenied {
 			told, err = applyApproval(&v.Facts, e)
 		}
+		if e.Kind == MaintenanceSeen || e.Kind == MaintenanceGone || e.Kind == MaintenanceConfirmed {
+			told, err = applyMaintenance(&v.Facts, e)
+		}
 		if err != nil {
 			return before, false, err
 		}
@@ -58,7 +62,7 @@ func (e *Event) complete(v View) {
 	if e.Kind == Solicited && e.Plan == "" {
 		e.Plan = PlanBoot(v).Action
 	}
-	if e.Kind != ScriptServed && e.Kind != ConfigServed && e.Kind != APIAnswered && e.Kind != ApprovalGiven || v.Cluster == nil {
+	if e.Kind != ScriptServed && e.Kind != ConfigServed && e.Kind != APIAnswered && e.Kind != ApprovalGiven && e.Kind != MaintenanceConfirmed || v.Cluster == nil {
 		return
 	}
 	if e.Holds.Cluster == "" {
@@ -109,14 +113,22 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 			b.InitramfsTook = e.Took
 			return true
 		}
+	case MaintenanceSeen:
+		return seen(f, e)
 	case ConfigServed:
-		if b := changeBoot(f, e); b != nil {
+		var b *Boot
+		if e.ConfigBy == ChannelAPI {
+			b = maintenanceBoot(f, e)
+		} else {
+			b = changeBoot(f, e)
+		}
+		if b != nil {
 			first(&b.Config, e.Time)
 			b.ConfigBy = e.ConfigBy
 			b.ConfigFetches++
 			if !b.ConfigTo.IsValid() {
 				b.ConfigTo = e.Peer
-			} else if e.Peer != b.ConfigTo && b.Alarm == "" {
+			} else if e.Peer != b.ConfigTo && b.Alarm == "" && e.ConfigBy != ChannelAPI { // there a key says who it is
 				b.Alarm = fmt.Sprintf("the config of boot %d was given to %s, and to %s after it: unless that was the machine again, somebody has its keys", b.Number, b.ConfigTo, e.Peer)
 			}
 			f.ConfigHash, f.ConfigAt, f.Holds = e.Hash, e.Time, e.Holds
@@ -278,6 +290,9 @@ func apiAnswered(f *Facts, e Event) (tells bool) {
 		f.APIAt = e.Time
 	}
 	tells = stage(f, e)
+	if up := e.Stage == StageBooting || e.Stage == StageRunning; up && f.Maintenance != nil {
+		f.Maintenance, tells = nil, true
+	}
 	tells = notWiped(f, e) || tells
 	if e.SecureBoot != "" {
 		tells = set(&f.SecureBoot, e.SecureBoot) || tells
@@ -359,6 +374,9 @@ func begin(f *Facts, e Event) *Boot {
 		f.Boots = f.Boots[:maxBoots]
 	}
 	f.Ready = false
+	if e.ConfigBy != ChannelAPI {
+		f.Maintenance = nil
+	}
 	if f.StagedHash != "" { // unless its disk is wiped, and then it fetches another
 		f.ConfigHash, f.ConfigAt = f.StagedHash, e.Time
 		f.StagedHash = ""
@@ -473,6 +491,10 @@ func (s Stranger) SeenAgain(e Event) Stranger {
 	}
 	if e.Subnet != "" {
 		s.Subnet = e.Subnet
+	}
+	s.Address, s.Fingerprint = netip.Addr{}, e.Fingerprint
+	if e.Kind == MaintenanceSeen {
+		s.Address = e.Peer
 	}
 	return s
 }

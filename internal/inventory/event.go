@@ -25,6 +25,8 @@ const (
 	Reported        Kind = "reported"         // said something on its event stream
 	APIAnswered     Kind = "api-answered"     // its API answered with a certificate of our CA
 	Declined        Kind = "declined"         // found its address in use
+	MaintenanceSeen Kind = "maintenance-seen" // waits in maintenance mode, and why it has no config
+	MaintenanceGone Kind = "maintenance-gone" // does not answer there any more
 )
 
 // observed reports whether an event only tells what a machine was seen doing: no
@@ -36,9 +38,12 @@ const (
 // installed), and as what its script made it known already.
 func (e Event) observed(v *View) bool {
 	switch e.Kind {
-	case Solicited, Offered, LoaderServed, KernelServed, InitramfsServed, UKIServed, Reported:
+	case Solicited, Offered, LoaderServed, KernelServed, InitramfsServed, UKIServed, Reported, MaintenanceSeen, MaintenanceGone:
 		return true
 	case ConfigServed:
+		if e.ConfigBy == ChannelAPI {
+			return false // nothing else says that it was given one in this boot
+		}
 		f := &v.Facts
 		known := v.Cluster != nil && f.Holds.Cluster == v.Cluster.Name && f.Holds.Epoch == v.Cluster.Epoch && f.Holds.Role == v.Machine.Role
 		return f.Install.Ordered <= 1 && !f.Reimage.Outstanding() && known
@@ -98,8 +103,10 @@ const (
 	ImageRemoved   Kind = "image-removed"
 	ApprovalGiven  Kind = "approval-given"
 	ApprovalDenied Kind = "approval-denied"
-	AlarmSeen      Kind = "alarm-seen"   // somebody has looked into the alarms of a machine
-	SecretsRead    Kind = "secrets-read" // talosconfig, kubeconfig or an unredacted config left
+	// MaintenanceConfirmed: the console of a machine in maintenance mode was read.
+	MaintenanceConfirmed Kind = "maintenance-confirmed"
+	AlarmSeen            Kind = "alarm-seen"   // somebody has looked into the alarms of a machine
+	SecretsRead          Kind = "secrets-read" // talosconfig, kubeconfig or an unredacted config left
 )
 
 // Event is something that happened, as an adapter saw it. It is folded into
@@ -131,6 +138,8 @@ type Event struct {
 	// WayReason is why it is started so.
 	WayReason string  `json:"wayReason,omitempty"`
 	ConfigBy  Channel `json:"configBy,omitempty"`
+	// Fingerprint is that of a certificate in maintenance mode; see [Maintenance].
+	Fingerprint string `json:"fingerprint,omitempty"`
 	// SecureBoot is what Talos says of the firmware.
 	SecureBoot Switch     `json:"secureBoot,omitempty"`
 	Hash       string     `json:"hash,omitempty"`

@@ -31,6 +31,9 @@ const (
 	IPXE Client = "ipxe"
 	// OperatingSystem is Talos or any other system's client.
 	OperatingSystem Client = "os"
+	// MaintenanceMode is a Talos that somebody has started by hand and that waits for its
+	// config, by its own API.
+	MaintenanceMode Client = "maintenance"
 )
 
 // Facts is everything learnt from one registered machine. Only [Apply] changes
@@ -79,6 +82,10 @@ type Facts struct {
 	ConfigError     string    `json:"configError,omitempty"`
 	ConfigErrorHash string    `json:"configErrorHash,omitempty"`
 	ConfigErrorAt   time.Time `json:"configErrorAt,omitzero"`
+
+	// Maintenance is set while it waits in maintenance mode, and for a moment after it was
+	// given its config there.
+	Maintenance *Maintenance `json:"maintenance,omitempty"`
 
 	// DeclinedAt is when the machine last found somebody else on its stable
 	// address, to the hour.
@@ -155,6 +162,9 @@ type Boot struct {
 	// ConfigFetches counts answered config requests; Talos retries.
 	ConfigFetches int        `json:"configFetches,omitempty"`
 	ConfigTo      netip.Addr `json:"configTo,omitzero"` // who fetched it first
+	// Fingerprint is that of the certificate by which it was given its config over its
+	// own API; empty: it was not.
+	Fingerprint string `json:"fingerprint,omitempty"`
 	// Flows are the requests to be approved, oldest first, at most maxFlows.
 	Flows []Flow `json:"flows,omitempty"`
 	// Alarm is why the machine's keys may be out; empty: nothing points to it.
@@ -237,15 +247,19 @@ const (
 
 // Stranger is a NIC that was seen and belongs to no registered machine.
 type Stranger struct {
-	MAC       MAC        `json:"mac"`
-	UUID      string     `json:"uuid,omitempty"`
-	Arch      Arch       `json:"arch,omitempty"`
-	Client    Client     `json:"client,omitempty"`
-	Relay     netip.Addr `json:"relay,omitzero"`
-	Port      string     `json:"port,omitempty"` // of the relay, in its own words
-	Subnet    string     `json:"subnet,omitempty"`
-	FirstSeen time.Time  `json:"firstSeen"`
-	LastSeen  time.Time  `json:"lastSeen"` // to the minute
+	MAC    MAC        `json:"mac"`
+	UUID   string     `json:"uuid,omitempty"`
+	Arch   Arch       `json:"arch,omitempty"`
+	Client Client     `json:"client,omitempty"`
+	Relay  netip.Addr `json:"relay,omitzero"`
+	Port   string     `json:"port,omitempty"` // of the relay, in its own words
+	Subnet string     `json:"subnet,omitempty"`
+	// Address and Fingerprint are those of its API, if it waits in maintenance mode (see
+	// [Maintenance]).
+	Address     netip.Addr `json:"address,omitzero"`
+	Fingerprint string     `json:"fingerprint,omitempty"`
+	FirstSeen   time.Time  `json:"firstSeen"`
+	LastSeen    time.Time  `json:"lastSeen"` // to the minute
 
 	Rev uint64 `json:"-"`
 }

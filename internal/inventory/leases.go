@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -104,6 +105,19 @@ func (t *leases) reread(store Store, keys []Key, subnetOf func(netip.Addr) *Subn
 		}
 		t.mu.Unlock()
 	}
+}
+
+// ofNICs lists the addresses that NICs hold, in order.
+func (t *leases) ofNICs(macs []MAC, now time.Time) (out []netip.Addr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for a, l := range t.by {
+		if slices.Contains(macs, l.MAC) && l.live(now) && !l.Declined && !l.Left {
+			out = append(out, a)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
 }
 
 // of returns the lease of an address, nil if there is none.

@@ -101,6 +101,18 @@ func (m MAC) LinkLocal() netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: b[0] ^ 2, b[1], b[2], 0xff, 0xfe, b[3], b[4], b[5]})
 }
 
+// EUI64 returns the address that the NIC makes for itself in a /64 prefix; invalid for a
+// MAC that is not canonical.
+func (m MAC) EUI64(prefix netip.Prefix) netip.Addr {
+	id := m.LinkLocal()
+	if !id.IsValid() {
+		return id
+	}
+	a, low := prefix.Addr().As16(), id.As16()
+	copy(a[8:], low[8:])
+	return netip.AddrFrom16(a)
+}
+
 // MACFromEUI64 recovers the MAC from an address whose interface identifier was
 // built from it. It reports false for any other address.
 func MACFromEUI64(a netip.Addr) (MAC, bool) {

@@ -98,6 +98,9 @@ func (p Patience) PhaseOf(v View, now time.Time) State {
 		// As long as it takes: a person has to go there.
 		return State{Phase: PhaseConfiguring, Since: flow.Asked, Reason: "waits to be approved: provisiond approve and the code that its console shows"}
 	}
+	if v.Facts.maintained() {
+		return s // however long: what it waits for says its reason
+	}
 	if !end.IsZero() && now.After(end) {
 		return State{Phase: PhaseStalled, Stalled: s.Phase, Since: since, Reason: stallReason(s.Phase, v.Facts.Current())}
 	}
@@ -161,6 +164,8 @@ func bootProgress(v View) State {
 	f := &v.Facts
 	b := f.Current()
 	switch {
+	case f.maintained():
+		return State{Phase: PhaseConfiguring, Since: f.Maintenance.Since, Reason: "waits in maintenance mode: " + f.Maintenance.Reason}
 	case b == nil && f.APIAt.IsZero():
 		return State{Phase: PhaseRegistered, Since: v.Machine.Created, Reason: PlanBoot(v).Reason}
 	case f.Ready:

@@ -80,7 +80,7 @@ func (s *strangers) saw(writes []Write) {
 }
 
 func (s *strangers) record(ctx context.Context, store Store, e Event) (Commit, error) {
-	if e.MAC == "" || e.Kind != Solicited && e.Kind != ScriptServed && e.Kind != ConfigRefused {
+	if e.MAC == "" || e.Kind != Solicited && e.Kind != ScriptServed && e.Kind != ConfigRefused && e.Kind != MaintenanceSeen {
 		return Commit{}, nil
 	}
 	key := Key{BucketStrangers, string(e.MAC)}
