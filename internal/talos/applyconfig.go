@@ -108,12 +108,7 @@ func (c *Client) ApplyConfig(ctx context.Context, cluster *inventory.Cluster, se
 		req.TryModeTimeout = durationpb.New(constants.ConfigTryTimeout)
 	}
 	err = c.with(ctx, secrets, addr, func(conn *grpc.ClientConn) error {
-		ctx, cancel := context.WithTimeout(ctx, 2*c.timeout) // it looks at disks and writes to one
-		defer cancel()
-		resp, err := machineapi.NewMachineServiceClient(conn).ApplyConfiguration(ctx, req)
-		for _, m := range resp.GetMessages() {
-			details = strings.Join(append([]string{withoutDiff(m.GetModeDetails())}, m.GetWarnings()...), "\n")
-		}
+		details, err = c.applyOn(ctx, conn, req)
 		return err
 	})
 	outcome = applyOutcome(err)
@@ -121,6 +116,17 @@ func (c *Client) ApplyConfig(ctx context.Context, cluster *inventory.Cluster, se
 		err = fmt.Errorf("applying a config to %s of cluster %s: %w", addr, cluster.Name, shortened(err))
 	}
 	return details, outcome, err
+}
+
+// applyOn makes the call.
+func (c *Client) applyOn(ctx context.Context, conn *grpc.ClientConn, req *machineapi.ApplyConfigurationRequest) (details string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*c.timeout) // it looks at disks and writes to one
+	defer cancel()
+	resp, err := machineapi.NewMachineServiceClient(conn).ApplyConfiguration(ctx, req)
+	for _, m := range resp.GetMessages() {
+		details = strings.Join(append([]string{withoutDiff(m.GetModeDetails())}, m.GetWarnings()...), "\n")
+	}
+	return details, err
 }
 
 // applyOutcome is outcomeOf for a config. Talos has no code for its refusals; one is

@@ -80,10 +80,15 @@ func (c *Client) with(ctx context.Context, s *inventory.Secrets, addr netip.Addr
 		return fmt.Errorf("%w: %w", ErrNotReached, err)
 	}
 	target := netip.AddrPortFrom(addr, c.port).String()
-	conn, err := c.dial(ctx, l, target)
+	conn, err := c.dial(ctx, &tls.Config{RootCAs: l.roots, Certificates: []tls.Certificate{l.cert}}, target, c.timeout)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotReached, err)
 	}
+	return c.over(conn, target, f)
+}
+
+// over runs f on a connection, and closes it.
+func (c *Client) over(conn net.Conn, target string, f func(*grpc.ClientConn) error) error {
 	defer conn.Close() //nolint:errcheck // gRPC has closed it
 	var used atomic.Bool
 	g, err := grpc.NewClient("passthrough:///"+target,
@@ -103,22 +108,18 @@ func (c *Client) with(ctx context.Context, s *inventory.Secrets, addr netip.Addr
 	return f(g)
 }
 
-// dial connects and shakes hands, within the client's timeout.
-func (c *Client) dial(ctx context.Context, l *login, target string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+// dial connects and shakes hands in time.
+func (c *Client) dial(ctx context.Context, t *tls.Config, target string, within time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	raw, err := c.connect(ctx, target)
 	if err != nil {
 		return nil, err
 	}
 	host, _, _ := net.SplitHostPort(target)
-	conn := tls.Client(raw, &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		ServerName:   host, // Talos' certificate names the machine's addresses
-		RootCAs:      l.roots,
-		Certificates: []tls.Certificate{l.cert},
-		NextProtos:   []string{"h2"},
-	})
+	t.MinVersion, t.NextProtos = tls.VersionTLS13, []string{"h2"}
+	t.ServerName = host // Talos' certificate names the machine's addresses
+	conn := tls.Client(raw, t)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close() // the handshake's error says more
 		if _, foreign := errors.AsType[x509.UnknownAuthorityError](err); foreign {
