@@ -67,6 +67,13 @@ type MachineOptions struct {
 	// Starts says whether the firmware starts what it has loaded: with Secure Boot, only
 	// what is signed. An error sends it to its next boot option. Nil: it starts anything.
 	Starts func(image []byte) error
+	// Medium is the kernel line of a USB stick, or the like, that somebody has put in:
+	// the machine is started from it as long as its disk is blank. Empty: there is none.
+	Medium string
+	// SecureBoot is what Talos says of the firmware.
+	SecureBoot bool
+	// Pretends are the NICs that it says it has in maintenance mode. Nil: its own.
+	Pretends []net.HardwareAddr
 	// Disk survives power cycles. Nil: a new blank one.
 	Disk *Disk
 
@@ -119,6 +126,7 @@ type Loaded struct {
 	CommandLine             string
 	UserCode                string // that the console shows, for a person to approve
 	Config                  string // SHA-256 of the machine config
+	Fingerprint             string // that the console prints in maintenance mode
 }
 
 // NewMachine makes a machine that is off.
@@ -257,6 +265,8 @@ type ending struct {
 }
 
 // PowerOn starts the machine and blocks until its first boot comes to an end.
+// A machine that was started from its medium and waits for its config is waited for.
+//
 // On Ready and Maintenance the machine stays on until [Machine.PowerOff], or
 // until ctx, which is the electricity, ends: a Reset call makes it boot again,
 // as often as there are some. Otherwise it is off again. It also goes off by
@@ -369,7 +379,7 @@ var errExit = errors.New("iPXE exits to the firmware")
 // returns when the machine is off.
 func (b *boot) run(ctx context.Context) (Outcome, error) {
 	for {
-		line, err := b.network(ctx)
+		line, err := b.start(ctx)
 		if err == nil {
 			if err := b.talos(ctx, line); !errors.Is(err, errReboot) {
 				return halted(err)
@@ -408,6 +418,18 @@ func halted(err error) (Outcome, error) {
 func (b *boot) restart() {
 	b.setNode(nil)
 	b.host.dropAll()
+}
+
+// start gets as far as a kernel.
+func (b *boot) start(ctx context.Context) (*commandLine, error) {
+	if b.opts.Medium == "" || b.disk.Installed() {
+		return b.network(ctx)
+	}
+	if err := b.step(StepKernel, "starts from its medium"); err != nil {
+		return nil, err
+	}
+	b.loaded(func(l *Loaded) { *l = Loaded{CommandLine: b.opts.Medium} })
+	return parseCommandLine(b.opts.Medium), nil
 }
 
 // network runs firmware and what it loads, and returns the kernel line.

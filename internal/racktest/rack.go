@@ -30,6 +30,7 @@ type RackOptions struct {
 	SLAAC    netip.Prefix
 	// Starts is described at [MachineOptions].
 	Starts func(image []byte) error
+	Medium string // that every machine is started from, as in MachineOptions
 	// OnStep is called before each step of each machine. An error cuts that
 	// machine's power; [Rack.Run] switches it on again.
 	OnStep func(*Machine, Step) error
@@ -72,7 +73,7 @@ func NewRack(o RackOptions) (*Rack, error) {
 			MACs:     []net.HardwareAddr{{0x52, 0x54, 0, 0, byte((i + 1) >> 8), byte(i + 1)}},
 			UUID:     uuid.NewSHA1(uuid.NameSpaceOID, []byte(name)),
 			Serial:   fmt.Sprintf("SN-%04d", i+1),
-			Firmware: firmware, IPXE: o.IPXE, Arch: o.Arch, OwnStack: o.OwnStack, SLAAC: o.SLAAC, Starts: o.Starts,
+			Firmware: firmware, IPXE: o.IPXE, Arch: o.Arch, OwnStack: o.OwnStack, SLAAC: o.SLAAC, Starts: o.Starts, Medium: o.Medium,
 			Net: o.Net, Fabric: r.Fabric, Peers: peers, Timing: o.Timing,
 			OnStep: func(s Step) error {
 				if o.OnStep == nil {

@@ -115,12 +115,9 @@ func (s *system) run(ctx context.Context) error {
 		return err
 	}
 	if cfg == nil {
-		e.publish(&machineapi.TaskEvent{Task: "runningMaintenance", Action: machineapi.TaskEvent_START})
-		e.status(machineapi.MachineStatusEvent_MAINTENANCE, true)
-		s.timeline.add(StepConfig, "Talos has no machine config and waits in maintenance mode")
-		s.reach(Maintenance)
-		<-ctx.Done()
-		return context.Cause(ctx)
+		if cfg, text, err = s.maintenance(ctx); err != nil {
+			return err
+		}
 	}
 	e.taskStop("config", "loadConfig")
 	e.sequence("initialize", machineapi.SequenceEvent_STOP)
