@@ -1,7 +1,6 @@
 package inventory
 
 import (
-	"context"
 	"crypto/subtle"
 	"fmt"
 	"net/netip"
@@ -84,16 +83,6 @@ func maintenanceBoot(f *Facts, e Event) *Boot {
 func (f *Facts) maintained() bool {
 	b := f.Current()
 	return f.Maintenance != nil && (b == nil || b.Fingerprint != f.Maintenance.Fingerprint)
-}
-
-// ConfirmMaintenance says, in the name of a person, that the console of a machine in
-// maintenance mode prints a fingerprint. ErrRefused: its certificate has another one.
-func (k *Keeper) ConfirmMaintenance(ctx context.Context, ref, fingerprint, by string) (View, error) {
-	v, err := k.Machine(ctx, ref)
-	if err != nil {
-		return View{}, err
-	}
-	return k.Record(ctx, Event{Kind: MaintenanceConfirmed, Machine: v.Machine.Name, Fingerprint: fingerprint, By: by, Message: "its fingerprint was confirmed by " + by})
 }
 
 // AddressesOf lists where NICs can be reached: at a stable address, their leases, and the
