@@ -59,6 +59,9 @@ type rawConfig struct {
 		Proxy     string `yaml:"proxy"`
 		KernelLog string `yaml:"kernelLog"`
 	} `yaml:"talos"`
+	Maintenance struct {
+		Enabled *bool `yaml:"enabled"`
+	} `yaml:"maintenance"`
 	Log struct {
 		Level  string `yaml:"level"`
 		Format string `yaml:"format"`
@@ -152,8 +155,10 @@ type Config struct {
 	// KernelLog is where machines send their kernel log instead of to us, a URL
 	// as Talos takes it (tcp://[2001:db8::1]:4001/); empty: to KernelLogPort.
 	KernelLog string
-	LogLevel  string
-	LogJSON   bool
+	// Maintenance says whether machines that wait in Talos' maintenance mode are looked for.
+	Maintenance bool
+	LogLevel    string
+	LogJSON     bool
 	// Tracing is where traces of boots go; nil: nowhere.
 	Tracing *tracing.Config
 	// Stall is how long phases may last.
@@ -214,7 +219,8 @@ func ParseConfig(text []byte) (*Config, error) {
 		SecureBootKey: raw.SecureBoot.Key, SecureBootCertificate: raw.SecureBoot.Certificate,
 		Loaders:    raw.Loaders,
 		TalosProxy: raw.Talos.Proxy, KernelLog: raw.Talos.KernelLog,
-		LogLevel: orString(raw.Log.Level, "info"), LogJSON: raw.Log.Format != "console",
+		Maintenance: raw.Maintenance.Enabled == nil || *raw.Maintenance.Enabled,
+		LogLevel:    orString(raw.Log.Level, "info"), LogJSON: raw.Log.Format != "console",
 	}
 	var err error
 	if c.Stall, err = patience(raw.Stall); err != nil {

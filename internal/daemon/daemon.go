@@ -183,6 +183,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	d.run("bootstrap", bootstraps.Run)
 	d.run("monitor", watcher.Run)
 	d.run("reimage", reimages.Run)
+	d.findByHand(cfg, client)
 	machines := running{keeper, client, d.configs}
 	guard := guards{reimage.NewGuard(keeper, resets{client}), reimages}
 	rolls := rollout.New(keeper, rollouts{machines}, guard, component(o.Log, "rollout"))

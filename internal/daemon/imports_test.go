@@ -27,6 +27,7 @@ var ours = map[string][]string{
 	"internal/phaselog":            {"internal/inventory"},
 	"internal/reimage":             {"internal/inventory"},
 	"internal/rollout":             {"internal/inventory"},
+	"internal/maintenance":         {"internal/inventory", "internal/audit"},
 	"internal/model":               nil,
 	"internal/dhcpv6":              {"internal/inventory"},
 	"internal/ndp":                 {"internal/inventory"},
@@ -66,7 +67,7 @@ var only = []struct {
 	{"filippo.io/age", []string{"internal/sealed"}, "only sealed knows what seals"},
 	{"github.com/foxboron/go-uefi", []string{"internal/secureboot"}, "only secureboot knows what firmware trusts"},
 	{"github.com/coreos/go-oidc", []string{"web"}, "only browsers are sent to an issuer"},
-	{"github.com/prometheus", []string{"internal/daemon", "internal/census", "internal/boltstore", "internal/dhcpv6", "internal/tftp", "internal/httpconfig", "internal/talos", "internal/bootstrap", "internal/monitor", "internal/reimage", "internal/rollout", "internal/tracing"}, "who counts hands out collectors, and the daemon registers them"},
+	{"github.com/prometheus", []string{"internal/daemon", "internal/census", "internal/boltstore", "internal/dhcpv6", "internal/tftp", "internal/httpconfig", "internal/talos", "internal/bootstrap", "internal/monitor", "internal/maintenance", "internal/reimage", "internal/rollout", "internal/tracing"}, "who counts hands out collectors, and the daemon registers them"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd/provisiond"}, "only the command line knows cobra"},
 }
 

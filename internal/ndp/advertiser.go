@@ -14,6 +14,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/time/rate"
+
+	"github.com/provisiond/provisiond/internal/inventory"
 )
 
 // Conn is the part of [ndp.Conn] that is used.
@@ -46,6 +48,7 @@ type Advertiser struct {
 	changed chan struct{} // receives after Update
 	log     zerolog.Logger
 	fail    rate.Sometimes
+	heard   func(mac inventory.MAC, from netip.Addr) // nil: nobody wants to know
 }
 
 // New returns an advertiser. cfg must have passed [Config.Validate].
@@ -69,6 +72,22 @@ func (a *Advertiser) Update(cfg Config) {
 	case a.changed <- struct{}{}:
 	default:
 	}
+}
+
+// Observe has f told of every NIC that asks for a router, with the link-local address
+// that it asked from and the interface as its zone. f must not block. Observe must be
+// called before Serve or Hear.
+func (a *Advertiser) Observe(f func(mac inventory.MAC, from netip.Addr)) { a.heard = f }
+
+// Hear is Serve for a link that others advertise on: it sends nothing, and its Config
+// needs no more than the interface.
+func (a *Advertiser) Hear(ctx context.Context, conn Conn) error {
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	if err := a.read(ctx, conn, make(chan struct{}, 1)); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("reading router solicitations on %s: %w", a.cfg.Load().Interface, err)
+	}
+	return nil
 }
 
 // Listen opens the raw socket of an interface (CAP_NET_RAW) for router
@@ -212,11 +231,33 @@ func (a *Advertiser) read(ctx context.Context, conn Conn, solicited chan<- struc
 			continue
 		}
 		a.log.Debug().Stringer("from", from).Msg("router solicitation")
+		if mac, ok := nicOf(m, from); ok && a.heard != nil {
+			a.heard(mac, from.WithZone(a.cfg.Load().Interface))
+		}
 		select {
 		case solicited <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// nicOf is the NIC that a solicitation from a link-local address came from: as the address
+// tells, else as it says itself.
+func nicOf(m ndp.Message, from netip.Addr) (inventory.MAC, bool) {
+	if !from.IsLinkLocalUnicast() {
+		return "", false
+	}
+	if mac, ok := inventory.MACFromEUI64(from.WithZone("")); ok {
+		return mac, true
+	}
+	rs, _ := m.(*ndp.RouterSolicitation)
+	for _, o := range rs.Options {
+		if lla, ok := o.(*ndp.LinkLayerAddress); ok && lla.Direction == ndp.Source {
+			mac, err := inventory.MACFromBytes(lla.Addr)
+			return mac, err == nil
+		}
+	}
+	return "", false
 }
 
 // valid applies RFC 4861 section 6.1.1. The kernel has checked the checksum and
