@@ -88,10 +88,27 @@ type Facts struct {
 	ConfigAt    time.Time      `json:"configAt,omitzero"`
 	StagedHash  string         `json:"stagedHash,omitempty" doc:"SHA-256 of a config that it takes with its next boot"`
 	Installs    Order          `json:"installs"`
+	Maintenance *Maintenance   `json:"maintenance,omitempty" doc:"It waits in Talos' maintenance mode to be given its config"`
 	Holds       *Membership    `json:"holds,omitempty" doc:"What its disk makes of it: what the config says that it fetched last"`
 	Reimage     *ReimageStatus `json:"reimage,omitempty" doc:"The newest order to reimage it"`
 	Boot        *Boot          `json:"boot,omitempty" doc:"Its newest boot"`
 	Alarm       string         `json:"alarm,omitempty" doc:"Why its keys may be out, by one of its last boots"`
+}
+
+// Maintenance is a Talos that waits to be given a config over its API. Nothing vouches for it
+// but who reads its fingerprint off its console.
+type Maintenance struct {
+	Address     string    `json:"address" doc:"Where its API answers"`
+	Fingerprint string    `json:"fingerprint" doc:"SHA-256 of its certificate's public key in base64, as its console prints it" example:"jTzh1hUzyPBrtr1RBY2F+Aw2HC7KEbLv7JyXNV3Pzhs="`
+	Since       time.Time `json:"since"`
+	Reason      string    `json:"reason,omitempty" doc:"Why it has no config yet"`
+	Confirmed   time.Time `json:"confirmed,omitzero" doc:"When a person gave the fingerprint that its console prints"`
+	By          string    `json:"by,omitempty" doc:"Who that was"`
+}
+
+// Confirmation is what a person read off the console of a machine.
+type Confirmation struct {
+	Fingerprint string `json:"fingerprint" doc:"As the console prints it" example:"jTzh1hUzyPBrtr1RBY2F+Aw2HC7KEbLv7JyXNV3Pzhs="`
 }
 
 // Membership is what a machine is in a life of a cluster.
@@ -190,16 +207,18 @@ type Adoption struct {
 
 // Stranger is a NIC that was seen and belongs to no registered machine.
 type Stranger struct {
-	Code      string    `json:"code,omitempty" doc:"What its console shows, where it waits to be adopted; absent for who may not adopt it"`
-	MAC       string    `json:"mac"`
-	UUID      string    `json:"uuid,omitempty"`
-	Arch      string    `json:"arch,omitempty"`
-	Client    string    `json:"client,omitempty"`
-	Relay     string    `json:"relay,omitempty"`
-	Port      string    `json:"port,omitempty" doc:"Where the relay heard it, in its own words: interface-id, remote-id"`
-	Subnet    string    `json:"subnet,omitempty"`
-	FirstSeen time.Time `json:"firstSeen"`
-	LastSeen  time.Time `json:"lastSeen" doc:"To the minute"`
+	Code        string    `json:"code,omitempty" doc:"What its console shows, where it waits to be adopted; absent for who may not adopt it"`
+	MAC         string    `json:"mac"`
+	UUID        string    `json:"uuid,omitempty"`
+	Arch        string    `json:"arch,omitempty"`
+	Client      string    `json:"client,omitempty"`
+	Relay       string    `json:"relay,omitempty"`
+	Port        string    `json:"port,omitempty" doc:"Where the relay heard it, in its own words: interface-id, remote-id"`
+	Subnet      string    `json:"subnet,omitempty"`
+	Address     string    `json:"address,omitempty" doc:"Where its API answers, if it waits in Talos' maintenance mode"`
+	Fingerprint string    `json:"fingerprint,omitempty" doc:"Of its certificate there, as its console prints it"`
+	FirstSeen   time.Time `json:"firstSeen"`
+	LastSeen    time.Time `json:"lastSeen" doc:"To the minute"`
 
 	Suggestion Suggestion `json:"suggestion,omitzero" doc:"How it could be registered; no two of a list have the same name or address. Absent after the first 64 of a list: ask for the one by its mac"`
 }

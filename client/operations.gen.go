@@ -686,6 +686,16 @@ func (c *Client) ListLogs(ctx context.Context, machine string, params ListLogsPa
 	}, edit)
 }
 
+// ConfirmMachine is POST /api/v1/machines/{machine}/maintenance: Confirm a machine that waits in maintenance mode.
+func (c *Client) ConfirmMachine(ctx context.Context, machine string, body api.Confirmation, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method:      http.MethodPost,
+		path:        path("/api/v1/machines/%s/maintenance", machine),
+		contentType: "application/json",
+		body:        body,
+	}, edit)
+}
+
 // CancelReimage is DELETE /api/v1/machines/{machine}/reimage: Cancel a reimage.
 func (c *Client) CancelReimage(ctx context.Context, machine string, edit ...Edit) (*http.Response, error) {
 	return c.send(ctx, request{

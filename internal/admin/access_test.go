@@ -84,6 +84,7 @@ var bodies = map[string]string{
 	"reset-cluster": `{"confirm":"other"}`, "check-reset": `{"confirm":""}`, "explain": `{"hex":"01abcdef"}`,
 	"apply":           `{"machines":[{"name":"w-b","macs":["52-54-00-00-00-0b"],"role":"worker","cluster":"other","labels":{"a":"b"}}]}`,
 	"put-image":       fmt.Sprintf(`{"kernel":{"sha256":%q,"size":1},"initramfs":{"sha256":%q,"size":1}}`, sha("x"), sha("x")),
+	"confirm-machine": `{"fingerprint":"jTzh1hUzyPBrtr1RBY2F+Aw2HC7KEbLv7JyXNV3Pzhs="}`,
 	"decide-approval": `{"approve":true}`, "adopt-machine": `{"name":"new","role":"worker","cluster":"other"}`,
 	"create-token": `{"name":"new","role":"read"}`, "create-client-certificate": `{"name":"new","role":"read"}`,
 }

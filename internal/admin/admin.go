@@ -202,6 +202,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	s.runningRoutes(doc)
 	s.clusterRoutes(doc)
 	s.approvalRoutes(doc)
+	s.maintenanceRoutes(doc)
 	s.rolloutRoutes(doc)
 	s.imageRoutes(doc)
 	s.eventRoutes(doc)

@@ -108,6 +108,7 @@ func (s *Server) machineOf(v inventory.View) api.Machine {
 	}
 	m.Facts.Holds = membershipOf(f.Holds)
 	m.Facts.Alarm = f.Alarm()
+	m.Facts.Maintenance = maintenanceOf(f.Maintenance)
 	if s.cfg.Transfers != nil {
 		if t, ok := s.cfg.Transfers.Transfer(v.Machine.Name); ok {
 			m.Progress = &api.Progress{Step: t.Step, Sent: t.Sent, Size: t.Size, Since: t.Started.UTC()}
@@ -287,7 +288,7 @@ func blobOf(b inventory.Blob) *api.Blob {
 func strangerOf(st inventory.Stranger, code string, s *inventory.Suggestion) api.Stranger {
 	return api.Stranger{
 		Code: code, MAC: string(st.MAC), UUID: st.UUID, Arch: string(st.Arch), Client: string(st.Client), Relay: text(st.Relay),
-		Port: st.Port, Subnet: st.Subnet, FirstSeen: st.FirstSeen, LastSeen: st.LastSeen,
+		Port: st.Port, Subnet: st.Subnet, Address: text(st.Address), Fingerprint: st.Fingerprint, FirstSeen: st.FirstSeen, LastSeen: st.LastSeen,
 		Suggestion: api.Suggestion{Name: s.Name, Subnet: s.Subnet, Address: text(s.Address)},
 	}
 }

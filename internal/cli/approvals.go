@@ -103,3 +103,25 @@ func (a *app) machineAcknowledge() *cobra.Command {
 		},
 	}
 }
+
+func (a *app) machineConfirm() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "confirm MACHINE FINGERPRINT", Short: "Say what fingerprint the console of a machine in maintenance mode prints", Args: cobra.ExactArgs(2),
+		Long: "Confirm a machine that was started by hand and waits in maintenance mode, by the fingerprint that its console prints\n" +
+			"(`server certificate issued`). Read it there: whoever took its address shows one, too, but not on its console.",
+		Example: "  provisiond machine confirm cp-1 jTzh1hUzyPBrtr1RBY2F+Aw2HC7KEbLv7JyXNV3Pzhs=",
+	}
+	out := (&format{"table"}).bind(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		m, err := client.Answer[api.Machine](c.ConfirmMachine(cmd.Context(), args[0], api.Confirmation{Fingerprint: args[1]}))
+		if err != nil {
+			return err
+		}
+		return out.print(cmd, m, func(w io.Writer) { row(w, m.Name+" is confirmed") })
+	}
+	return cmd
+}

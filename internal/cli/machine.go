@@ -20,7 +20,7 @@ import (
 
 func (a *app) machineCommand() *cobra.Command {
 	cmd := Group("machine", "Register, change and look at machines",
-		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineLogs(), a.machineDelete(), a.machineReimage(), a.machineAcknowledge(), a.machineConfig(), a.machineDiff(), a.machineApply())
+		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineLogs(), a.machineDelete(), a.machineReimage(), a.machineAcknowledge(), a.machineConfirm(), a.machineConfig(), a.machineDiff(), a.machineApply())
 	cmd.Aliases = []string{"machines"}
 	return cmd
 }
@@ -222,6 +222,10 @@ func describeMachine(w io.Writer, m *api.Machine) {
 	pair(w, "declined", when(m.Facts.DeclinedAt))
 	pair(w, "stage", m.Facts.Stage)
 	pair(w, "config error", m.Facts.ConfigError)
+	if c := m.Facts.Maintenance; c != nil {
+		pair(w, "waits at", c.Address+named(", confirmed by ", c.By))
+		pair(w, "fingerprint", c.Fingerprint)
+	}
 	pair(w, "last seen", when(m.Facts.LastSeen))
 	pair(w, "registered", when(m.Created))
 	if b := m.Facts.Boot; b != nil {

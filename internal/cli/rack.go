@@ -179,9 +179,9 @@ func (a *app) discoveredCommand() *cobra.Command {
 			return err
 		}
 		return out.print(cmd, strangers.Items, func(w io.Writer) {
-			row(w, "MAC", "CODE", "ARCH", "CLIENT", "SUBNET", "RELAY", "PORT", "FIRST SEEN", "LAST SEEN", "UUID")
+			row(w, "MAC", "CODE", "ARCH", "CLIENT", "SUBNET", "RELAY", "PORT", "FIRST SEEN", "LAST SEEN", "UUID", "FINGERPRINT")
 			for _, s := range strangers.Items {
-				row(w, s.MAC, s.Code, s.Arch, s.Client, s.Subnet, s.Relay, s.Port, when(s.FirstSeen), when(s.LastSeen), s.UUID)
+				row(w, s.MAC, s.Code, s.Arch, s.Client, s.Subnet, s.Relay, s.Port, when(s.FirstSeen), when(s.LastSeen), s.UUID, s.Fingerprint)
 			}
 		})
 	}
