@@ -46,8 +46,8 @@ func apply(v View, e Event) (after View, tells bool, err error) {
 		if e.Kind == ApprovalAsked || e.Kind == ApprovalGiven || e.Kind == ApprovalDenied {
 			told, err = applyApproval(&v.Facts, e)
 		}
-		if e.Kind == MaintenanceSeen || e.Kind == MaintenanceGone || e.Kind == MaintenanceConfirmed {
-			told, err = applyMaintenance(&v.Facts, e)
+		if e.Kind == MaintenanceConfirmed {
+			told, err = confirmMaintenance(&v.Facts, e)
 		}
 		if err != nil {
 			return before, false, err
@@ -114,7 +114,11 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 			return true
 		}
 	case MaintenanceSeen:
-		return seen(f, e)
+		tells = seen(f, e)
+		return maintenanceSeen(f, e) || tells
+	case MaintenanceGone:
+		tells, f.Maintenance = f.Maintenance != nil, nil
+		return tells
 	case ConfigServed:
 		var b *Boot
 		if e.ConfigBy == ChannelAPI {

@@ -32,33 +32,35 @@ func (m *Maintenance) ConfirmedFor(v *View) bool {
 		m.For == Membership{Cluster: v.Cluster.Name, Role: v.Machine.Role, Epoch: v.Cluster.Epoch}
 }
 
-// applyMaintenance folds in what becomes of a machine in maintenance mode. It refuses
-// (ErrRefused) to confirm a fingerprint that is not that of its certificate.
-func applyMaintenance(f *Facts, e Event) (tells bool, err error) {
-	old := f.Maintenance
-	switch e.Kind {
-	case MaintenanceSeen:
-		next := Maintenance{Address: e.Peer, Fingerprint: e.Fingerprint, Since: e.Time, Reason: e.Message}
-		if old != nil && old.Fingerprint == e.Fingerprint {
-			next.Since, next.Confirmed, next.By, next.For = old.Since, old.Confirmed, old.By, old.For
-		}
-		if tells = old == nil || *old != next; tells {
-			f.Maintenance = &next
-		}
-	case MaintenanceGone:
-		tells, f.Maintenance = old != nil, nil
-	case MaintenanceConfirmed:
-		if old == nil || subtle.ConstantTimeCompare([]byte(old.Fingerprint), []byte(e.Fingerprint)) != 1 {
-			// One answer for both: it tells nobody how much of it was right.
-			return false, fmt.Errorf("no machine in maintenance mode has this fingerprint: give the one that the console of the machine prints now: %w", ErrRefused)
-		}
-		if old.Confirmed.IsZero() || old.For != e.Holds {
-			next := *old
-			next.Confirmed, next.By, next.For = e.Time, e.By, e.Holds
-			f.Maintenance, tells = &next, true
-		}
+// maintenanceSeen keeps what a machine in maintenance mode shows. What a person confirmed
+// counts for as long as its certificate is the same.
+func maintenanceSeen(f *Facts, e Event) (tells bool) {
+	old, next := f.Maintenance, Maintenance{Address: e.Peer, Fingerprint: e.Fingerprint, Since: e.Time, Reason: e.Message}
+	if old != nil && old.Fingerprint == e.Fingerprint {
+		next.Since, next.Confirmed, next.By, next.For = old.Since, old.Confirmed, old.By, old.For
 	}
-	return tells, nil
+	if old != nil && *old == next {
+		return false
+	}
+	f.Maintenance = &next
+	return true
+}
+
+// confirmMaintenance refuses (ErrRefused) a fingerprint that is not that of the machine's
+// certificate.
+func confirmMaintenance(f *Facts, e Event) (tells bool, err error) {
+	old := f.Maintenance
+	if old == nil || subtle.ConstantTimeCompare([]byte(old.Fingerprint), []byte(e.Fingerprint)) != 1 {
+		// One answer for both: it tells nobody how much of it was right.
+		return false, fmt.Errorf("no machine in maintenance mode has this fingerprint: give the one that the console of the machine prints now: %w", ErrRefused)
+	}
+	if !old.Confirmed.IsZero() && old.For == e.Holds {
+		return false, nil // said twice
+	}
+	next := *old
+	next.Confirmed, next.By, next.For = e.Time, e.By, e.Holds
+	f.Maintenance = &next
+	return true, nil
 }
 
 // maintenanceBoot is the boot that a machine is in which is given its config in
