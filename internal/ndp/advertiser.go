@@ -82,12 +82,13 @@ func (a *Advertiser) Observe(f func(mac inventory.MAC, from netip.Addr)) { a.hea
 // Hear is Serve for a link that others advertise on: it sends nothing, and its Config
 // needs no more than the interface.
 func (a *Advertiser) Hear(ctx context.Context, conn Conn) error {
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	if err := a.read(ctx, conn, make(chan struct{}, 1)); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("reading router solicitations on %s: %w", a.cfg.Load().Interface, err)
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends the reading
+	err := a.read(ctx, conn, make(chan struct{}, 1))
+	if !stop() {
+		return nil
 	}
-	return nil
+	_ = conn.Close()
+	return fmt.Errorf("reading router solicitations on %s: %w", a.cfg.Load().Interface, err)
 }
 
 // Listen opens the raw socket of an interface (CAP_NET_RAW) for router

@@ -319,3 +319,56 @@ func TestUpdate(t *testing.T) {
 		}
 	})
 }
+
+// TestHear: who asks for a router from a link-local address is told of, by a listener
+// that says nothing itself, with the NIC that the address or the message tells.
+func TestHear(t *testing.T) {
+	type nic struct {
+		mac inventory.MAC
+		at  string
+	}
+	private := netip.MustParseAddr("fe80::1234:5678:9abc:def0%eth7")
+	source := &ndp.LinkLayerAddress{Direction: ndp.Source, Addr: net.HardwareAddr{0x52, 0x54, 0, 0, 0, 9}}
+	for name, c := range map[string]struct {
+		heard
+		want []nic
+	}{
+		"by its address":           {heard{m: rs(), hops: 255, from: machine}, []nic{{"52:54:00:12:34:56", "fe80::5054:ff:fe12:3456%rack0"}}},
+		"by its word":              {heard{m: rs(source), hops: 255, from: private}, []nic{{"52:54:00:00:00:09", "fe80::1234:5678:9abc:def0%rack0"}}},
+		"by nothing":               {heard{m: rs(), hops: 255, from: private}, nil},
+		"without an address":       {heard{m: rs(), hops: 255, from: netip.IPv6Unspecified()}, nil},
+		"from another link":        {heard{m: rs(), hops: 254, from: machine}, nil},
+		"from a global address":    {heard{m: rs(source), hops: 255, from: netip.MustParseAddr("2001:db8::9")}, nil},
+		"of something else":        {heard{m: &ndp.NeighborSolicitation{TargetAddress: netip.MustParseAddr("fe80::1")}, hops: 255, from: machine}, nil},
+		"a group address it tells": {heard{m: rs(&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: net.HardwareAddr{1, 0, 0, 0, 0, 9}}), hops: 255, from: private}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLink()
+			a := New(Config{Interface: "rack0"}, zerolog.Nop())
+			var got []nic
+			a.Observe(func(mac inventory.MAC, from netip.Addr) { got = append(got, nic{mac, from.String()}) })
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() { done <- a.Hear(ctx, l) }()
+			l.in <- c.heard
+			l.in <- heard{m: &ndp.NeighborSolicitation{}, hops: 255, from: machine} // the one before has been looked at
+			cancel()
+			if err := <-done; err != nil || len(l.sent) != 0 {
+				t.Errorf("%v, sent %v", err, l.sent)
+			}
+			if len(got) != len(c.want) || len(got) == 1 && got[0] != c.want[0] {
+				t.Errorf("heard %v", got)
+			}
+		})
+	}
+	l := newLink()
+	_ = l.Close()
+	if err := New(Config{Interface: "rack0"}, zerolog.Nop()).Hear(t.Context(), &broken{l}); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a socket that was lost: %v", err)
+	}
+}
+
+// broken is a link that may be closed once more.
+type broken struct{ *link }
+
+func (*broken) Close() error { return nil }
