@@ -17,6 +17,7 @@ import (
 	"time"
 
 	cosiv1alpha1 "github.com/cosi-project/runtime/api/v1alpha1"
+	"github.com/cosi-project/runtime/pkg/resource"
 	"github.com/cosi-project/runtime/pkg/state"
 	"github.com/cosi-project/runtime/pkg/state/impl/inmem"
 	"github.com/cosi-project/runtime/pkg/state/impl/namespaced"
@@ -51,6 +52,7 @@ type fakeMachine struct {
 	upgrade func(context.Context, *machineapi.UpgradeRequest) error
 	calls   atomic.Int32 // of these five
 	config  config.Provider
+	about   []resource.Resource // what it also says of itself
 }
 
 func (f *fakeMachine) Version(context.Context, *emptypb.Empty) (*machineapi.VersionResponse, error) {
@@ -111,6 +113,11 @@ func (f *fakeMachine) serve(t *testing.T, conf *tls.Config, ms *runtime.MachineS
 	}
 	if f.config != nil {
 		if err := st.Create(t.Context(), configres.NewMachineConfig(f.config)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range f.about {
+		if err := st.Create(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
 	}
