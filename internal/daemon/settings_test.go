@@ -81,7 +81,7 @@ func TestSettingsOfOIDC(t *testing.T) {
 func TestSettingsAreDecidedOn(t *testing.T) {
 	told := []string{
 		"Data", "Key", "User", "Address", "Interfaces", "DHCPv6Port", "TFTPPort", "HTTPPort", "HTTPSPort", "EventsPort", "KernelLogPort", "Socket", "Listen",
-		"Names", "Certificate", "ClientCA", "OIDC", "Loaders", "Boot", "Advertise", "TalosProxy", "KernelLog", "LogLevel", "LogJSON", "Tracing", "Stall", "Subnets",
+		"Names", "Certificate", "ClientCA", "OIDC", "Loaders", "Boot", "Advertise", "TalosProxy", "Maintenance", "KernelLog", "LogLevel", "LogJSON", "Tracing", "Stall", "Subnets",
 	}
 	kept := []string{"CertificateKey", "OIDCSecretFile"}
 	for i := range reflect.TypeFor[Config]().NumField() {
