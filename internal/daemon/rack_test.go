@@ -341,6 +341,11 @@ func TestRack(t *testing.T) {
 	k, _ := l.start(t, store)
 	runRack(t, r)
 	verify(t, k, r)
+	for _, m := range r.Machines {
+		if v, err := k.Machine(t.Context(), m.Name()); err != nil || v.Facts.SecureBoot != inventory.Off {
+			t.Errorf("Secure Boot of %s is %q, %v", m.Name(), v.Facts.SecureBoot, err)
+		}
+	}
 	l.checkLogs(t, k)
 	l.checkReplay(t, k)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/provisiond/provisiond/internal/bootstrap"
 	"github.com/provisiond/provisiond/internal/httpconfig"
 	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/monitor"
 	"github.com/provisiond/provisiond/internal/talos"
 )
 
@@ -303,9 +304,9 @@ func (c *configs) secretsOf(ctx context.Context, cluster, what string) (*invento
 type machineAPI struct{ client *talos.Client }
 
 // Status implements monitor.Talos.
-func (a machineAPI) Status(ctx context.Context, cl *inventory.Cluster, s *inventory.Secrets, addr netip.Addr) (inventory.Stage, bool, error) {
+func (a machineAPI) Status(ctx context.Context, cl *inventory.Cluster, s *inventory.Secrets, addr netip.Addr) (monitor.Status, error) {
 	st, err := a.client.Status(ctx, cl, s, addr)
-	return st.Stage, st.Ready, err
+	return monitor.Status{Stage: st.Stage, Ready: st.Ready, SecureBoot: st.SecureBoot}, err
 }
 
 // Probe implements bootstrap.Talos.

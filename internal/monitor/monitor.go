@@ -42,7 +42,14 @@ type Inventory interface {
 // Talos is the API of a machine over mTLS. Status returns an error when no API
 // with a certificate of the cluster's CA answers within the deadline of ctx.
 type Talos interface {
-	Status(ctx context.Context, cl *inventory.Cluster, s *inventory.Secrets, addr netip.Addr) (stage inventory.Stage, ready bool, err error)
+	Status(ctx context.Context, cl *inventory.Cluster, s *inventory.Secrets, addr netip.Addr) (Status, error)
+}
+
+// Status is what a machine says of itself.
+type Status struct {
+	Stage      inventory.Stage
+	Ready      bool
+	SecureBoot inventory.Switch // of its firmware; empty: it did not say
 }
 
 // Monitor watches over machines that have, or should soon have, an API.
@@ -245,11 +252,10 @@ func (m *Monitor) ask(ctx context.Context, name string) answer {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	asked := time.Now()
-	var stage inventory.Stage
-	var ready bool
+	var st Status
 	var life inventory.Keys
 	for _, life = range keys {
-		if stage, ready, err = m.talos.Status(ctx, life.Cluster, life.Secrets, v.Machine.Address); err == nil {
+		if st, err = m.talos.Status(ctx, life.Cluster, life.Secrets, v.Machine.Address); err == nil {
 			break
 		}
 	}
@@ -258,13 +264,13 @@ func (m *Monitor) ask(ctx context.Context, name string) answer {
 		return answer{name, again, true} // not up yet, or down: its phase says so in time
 	}
 	holds := inventory.Membership{Cluster: life.Cluster.Name, Role: v.Machine.Role, Epoch: life.Epoch}
-	after, err := m.inv.Record(ctx, inventory.Event{Kind: inventory.APIAnswered, Machine: name, Stage: stage, Ready: ready, Asked: asked, Holds: holds, Message: "its API answered: " + string(stage)})
+	after, err := m.inv.Record(ctx, inventory.Event{Kind: inventory.APIAnswered, Machine: name, Stage: st.Stage, Ready: st.Ready, SecureBoot: st.SecureBoot, Asked: asked, Holds: holds, Message: "its API answered: " + string(st.Stage)})
 	if err != nil {
 		m.probes.trouble.Inc()
 		m.log.Error().Err(err).Str("machine", name).Msg("cannot record what the API said")
 		return answer{name, again, true}
 	}
-	if ready {
+	if st.Ready {
 		m.probes.ready.Inc()
 	} else {
 		m.probes.notReady.Inc()

@@ -25,15 +25,15 @@ type machines struct {
 	asked map[netip.Addr]int
 }
 
-func (m *machines) Status(_ context.Context, _ *inventory.Cluster, _ *inventory.Secrets, a netip.Addr) (inventory.Stage, bool, error) {
+func (m *machines) Status(_ context.Context, _ *inventory.Cluster, _ *inventory.Secrets, a netip.Addr) (monitor.Status, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.asked[a]++
 	stage, ok := m.say[a]
 	if !ok {
-		return "", false, errors.New("connection refused")
+		return monitor.Status{}, errors.New("connection refused")
 	}
-	return stage, stage == inventory.StageRunning, nil
+	return monitor.Status{Stage: stage, Ready: stage == inventory.StageRunning, SecureBoot: inventory.On}, nil
 }
 
 func (m *machines) set(a netip.Addr, s inventory.Stage) {
@@ -143,6 +143,9 @@ func TestFollowsABoot(t *testing.T) {
 		}
 		m.set(addr(0), inventory.StageRunning)
 		time.Sleep(5 * time.Second)
+		if v, err := k.Machine(t.Context(), "m-0"); err != nil || v.Facts.SecureBoot != inventory.On {
+			t.Errorf("Secure Boot is %q, %v", v.Facts.SecureBoot, err)
+		}
 		if phase(t, k, 0) != inventory.PhaseReady {
 			t.Errorf("it is up and %s", phase(t, k, 0))
 		}

@@ -40,6 +40,8 @@ type NodeOptions struct {
 	// Sink is an event sink "[address]:port" for a node that runs alone; a
 	// [Machine] has its own.
 	Sink string
+	// SecureBoot is what it says of its firmware.
+	SecureBoot bool
 
 	events *eventLog
 	step   func(Step, string, ...any) error
@@ -148,6 +150,11 @@ func (n *Node) Run(parent context.Context) error {
 	live, ctx := errgroup.WithContext(parent)
 	e := n.events
 	e.sequence("boot", machineapi.SequenceEvent_START)
+	security := runtime.NewSecurityStateSpec(runtime.NamespaceName)
+	security.TypedSpec().SecureBoot = n.opts.SecureBoot
+	if err := n.resources.Create(ctx, security); err != nil {
+		return ended(ctx, err)
+	}
 	if err := n.update(ctx, func() {}); err != nil {
 		return err
 	}

@@ -209,7 +209,7 @@ func (s *system) addressEvent() *machineapi.AddressEvent {
 func (s *system) runNode(ctx context.Context, cfg config.Provider) error {
 	node, err := newNode(NodeOptions{
 		Hostname: s.net.hostname, Addresses: s.net.addresses(), Network: s.host, Peers: s.opts.Peers,
-		Disk: s.disk, Timing: s.opts.Timing, events: s.events, step: s.step,
+		Disk: s.disk, Timing: s.opts.Timing, SecureBoot: s.opts.SecureBoot, events: s.events, step: s.step,
 	}, cfg)
 	if err != nil {
 		return err

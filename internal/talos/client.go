@@ -92,6 +92,8 @@ type Status struct {
 	Version  string   // of Talos, v1.13.6
 	Etcd     EtcdState
 	Services []Service
+	// SecureBoot is what it says of its firmware; empty: it does not know yet.
+	SecureBoot inventory.Switch
 }
 
 // Status asks a machine. An error wraps ErrNotReached when no call was made,
@@ -106,7 +108,12 @@ func (c *Client) Status(ctx context.Context, cluster *inventory.Cluster, secrets
 		if err := c.version(ctx, api, &s); err != nil {
 			return err
 		}
-		return c.services(ctx, api, &s)
+		err := c.services(ctx, api, &s)
+		if err != nil {
+			return err
+		}
+		s.SecureBoot, err = c.secureBoot(ctx, conn)
+		return err
 	})
 	if err != nil {
 		return Status{}, fmt.Errorf("asking %s of cluster %s: %w", addr, cluster.Name, err)
@@ -132,6 +139,23 @@ func (c *Client) machineStatus(ctx context.Context, conn *grpc.ClientConn, s *St
 		s.Unmet = append(s.Unmet, u.Name+": "+u.Reason)
 	}
 	return nil
+}
+
+// secureBoot is what a machine says of its firmware; empty: it does not know yet.
+func (c *Client) secureBoot(ctx context.Context, conn *grpc.ClientConn) (inventory.Switch, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	st := state.WrapCore(client.NewAdapter(cosiv1alpha1.NewStateClient(conn)))
+	res, err := safe.StateGetByID[*runtime.SecurityState](ctx, st, runtime.SecurityStateID)
+	switch {
+	case state.IsNotFoundError(err):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("reading the security state: %w", err)
+	case res.TypedSpec().SecureBoot:
+		return inventory.On, nil
+	}
+	return inventory.Off, nil
 }
 
 func (c *Client) version(ctx context.Context, api machineapi.MachineServiceClient, s *Status) error {

@@ -22,7 +22,6 @@ import (
 	machineapi "github.com/siderolabs/talos/pkg/machinery/api/machine"
 	"github.com/siderolabs/talos/pkg/machinery/resources/hardware"
 	"github.com/siderolabs/talos/pkg/machinery/resources/network"
-	"github.com/siderolabs/talos/pkg/machinery/resources/runtime"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -72,11 +71,15 @@ func (c *Client) Maintenance(ctx context.Context, addr netip.Addr) (Maintenance,
 		ctx, cancel := context.WithTimeout(ctx, c.timeout)
 		defer cancel()
 		var now Status
-		if err := c.machineStatus(ctx, conn, &now); err != nil {
+		err := c.machineStatus(ctx, conn, &now)
+		if err != nil {
 			return err
 		}
 		if now.Stage != inventory.StageMaintenance {
 			return fmt.Errorf("%w: its stage is %s", ErrNotInMaintenance, now.Stage)
+		}
+		if m.SecureBoot, err = c.secureBoot(ctx, conn); err != nil {
+			return err
 		}
 		return m.read(ctx, conn)
 	})
@@ -118,14 +121,6 @@ func (m *Maintenance) read(ctx context.Context, conn *grpc.ClientConn) error {
 			m.MACs = append(m.MACs, mac)
 		}
 	}
-	sec, err := safe.StateGetByID[*runtime.SecurityState](ctx, st, runtime.SecurityStateID)
-	switch {
-	case state.IsNotFoundError(err): // not known yet
-	case err != nil:
-		return fmt.Errorf("reading the security state: %w", err)
-	default:
-		m.SecureBoot = secureBoot(sec)
-	}
 	v, err := machineapi.NewMachineServiceClient(conn).Version(ctx, &emptypb.Empty{})
 	if err != nil {
 		return fmt.Errorf("reading the version: %w", err)
@@ -136,13 +131,6 @@ func (m *Maintenance) read(ctx context.Context, conn *grpc.ClientConn) error {
 		}
 	}
 	return nil
-}
-
-func secureBoot(s *runtime.SecurityState) inventory.Switch {
-	if s.TypedSpec().SecureBoot {
-		return inventory.On
-	}
-	return inventory.Off
 }
 
 // word is a short text of a stranger, or nothing.
