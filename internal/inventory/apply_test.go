@@ -253,7 +253,8 @@ func TestApplyIsTotal(t *testing.T) {
 		v.Facts.Install.Ordered = 2 // so that only a boot of ours can use it up
 		fetched := false
 		for i := range 40 {
-			pool := netboot()
+			pool := append(netboot(), byHand("one")...)
+			pool = append(pool, byHand("other")...)
 			e := pool[rng.IntN(len(pool))]
 			e.MAC, e.Time, e.XID = mac1, t0.Add(time.Duration(i)*time.Minute), rng.Uint32N(20)
 			before, err := json.Marshal(v)

@@ -357,3 +357,30 @@ func TestManyIdle(t *testing.T) {
 		}
 	})
 }
+
+// TestOneCallAtATime: two turns may come to the same machine, as when one of its NICs was
+// registered a moment ago. Only one of them gives it its config.
+func TestOneCallAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRack(t)
+		m := r.register("cp-1", mac(1))
+		slaac := mac(1).EUI64(subnets[0].Prefix)
+		r.starts("key", mac(1), m.Address, slaac)
+		a := New(Deps{Inventory: r.k, Talos: r, Configs: r, Neighbours: r, Trail: r}, zerolog.Nop())
+		var both sync.WaitGroup
+		for _, at := range []netip.Addr{m.Address, slaac} {
+			both.Go(func() {
+				r.mu.Lock()
+				answer := *r.waits[at]
+				r.mu.Unlock()
+				if _, err := a.advance(t.Context(), at, answer, ""); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		both.Wait()
+		if len(r.given) != 1 || r.most != 1 {
+			t.Errorf("%q was given, %d calls at once", r.given, r.most)
+		}
+	})
+}
