@@ -133,6 +133,7 @@ func (r *rack) Apply(ctx context.Context, addr netip.Addr, fingerprint string, c
 }
 
 func (r *rack) Config(_ context.Context, v inventory.View) ([]byte, string, error) {
+	time.Sleep(time.Millisecond) // it takes a moment, in which another may look too
 	return []byte("config of " + v.Machine.Name), "c0ffee", nil
 }
 
