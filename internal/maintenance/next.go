@@ -22,7 +22,9 @@ type Answer struct {
 // Outcome is how giving a config ended.
 type Outcome string
 
+// The outcomes.
 const (
+	// Accepted: the machine goes on with it, and answers nobody until it is installed.
 	Accepted Outcome = "accepted"
 	// Refused: Talos does not take this config. Nothing has happened.
 	Refused Outcome = "refused"

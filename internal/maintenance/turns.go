@@ -106,7 +106,7 @@ func (t *turns) due(now time.Time) (n *turn, left time.Duration) {
 }
 
 // take takes the first turn out of the queue, to be asked.
-func (t *turns) take() *turn { return heap.Pop(&t.queue).(*turn) } //nolint:errcheck,forcetypeassert // nothing else is in it
+func (t *turns) take() *turn { return heap.Pop(&t.queue).(*turn) }
 
 // queue is a heap by time.
 type queue []*turn
@@ -120,7 +120,7 @@ func (q queue) Swap(i, j int) {
 
 // Push implements heap.Interface.
 func (q *queue) Push(x any) {
-	n := x.(*turn) //nolint:errcheck,forcetypeassert // as above
+	n := x.(*turn)
 	n.place = len(*q)
 	*q = append(*q, n)
 }
