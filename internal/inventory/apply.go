@@ -39,6 +39,11 @@ func apply(v View, e Event) (after View, tells bool, err error) {
 		v.Bootstrap = &b
 	}
 	if v.Machine != nil {
+		if e.Kind == Seeded {
+			if err := CheckSeed(v); err != nil {
+				return v, false, err
+			}
+		}
 		e.complete(v)
 		before := v
 		v.Facts = v.Facts.Clone()
@@ -62,6 +67,7 @@ func (e *Event) complete(v View) {
 	if e.Kind == Solicited && e.Plan == "" {
 		e.Plan = PlanBoot(v).Action
 	}
+	e.own = v.Machine.owns(e.Peer)
 	if e.Kind != ScriptServed && e.Kind != ConfigServed && e.Kind != APIAnswered && e.Kind != ApprovalGiven && e.Kind != MaintenanceConfirmed || v.Cluster == nil {
 		return
 	}
@@ -94,6 +100,9 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 			b.LoaderTook = e.Took
 			return true
 		}
+	case Seeded:
+		seeded(f, e)
+		return true
 	case ScriptServed:
 		tells = seen(f, e)
 		return scriptServed(f, e) || tells
@@ -132,7 +141,7 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 			b.ConfigFetches++
 			if !b.ConfigTo.IsValid() {
 				b.ConfigTo = e.Peer
-			} else if e.Peer != b.ConfigTo && b.Alarm == "" && e.ConfigBy != ChannelAPI { // there a key says who it is
+			} else if e.Peer != b.ConfigTo && b.Alarm == "" && e.ConfigBy != ChannelAPI && !(e.ConfigBy == ChannelNoCloud && e.own) { // there a key says who it is; network-config comes in between
 				b.Alarm = fmt.Sprintf("the config of boot %d was given to %s, and to %s after it: unless that was the machine again, somebody has its keys", b.Number, b.ConfigTo, e.Peer)
 			}
 			f.ConfigHash, f.ConfigAt, f.Holds = e.Hash, e.Time, e.Holds
@@ -222,7 +231,7 @@ func solicitedByFirmware(f *Facts, e Event) (tells bool) {
 	if b != nil && f.repeats(e) {
 		return false
 	}
-	if b == nil || !b.Loader.IsZero() || !b.Script.IsZero() || !b.API.IsZero() || e.Time.Sub(latest(b.Started, b.Offered)) > newBootAfter {
+	if b == nil || b.Client == Seed || !b.Loader.IsZero() || !b.Script.IsZero() || !b.API.IsZero() || e.Time.Sub(latest(b.Started, b.Offered)) > newBootAfter {
 		b, tells = begin(f, e), true
 	} else {
 		b = f.change(0)
@@ -236,7 +245,7 @@ func solicitedByFirmware(f *Facts, e Event) (tells bool) {
 // is the first to speak, so it begins a boot after one that got its config.
 func solicitedByIPXE(f *Facts, e Event) (tells bool) {
 	b := f.Current()
-	if b == nil || !f.repeats(e) && (!b.Config.IsZero() || !b.API.IsZero()) {
+	if b == nil || !f.repeats(e) && (b.Client == Seed || !b.Config.IsZero() || !b.API.IsZero()) {
 		b, tells = begin(f, e), true
 		b.Client = e.Client
 	} else {
@@ -256,7 +265,7 @@ func scriptServed(f *Facts, e Event) (tells bool) {
 	// It is in the boot that its wipe was cleared in, whatever that was to do before: a
 	// backup that was put back takes every boot for one from disk.
 	due := e.Plan == Wipe && f.DueAtNetboot()
-	if !due && (b == nil || !b.Config.IsZero() || !b.API.IsZero() || b.Plan == Disk && e.Plan != Disk || !b.Script.IsZero() && b.Plan == Wipe && e.Plan != Wipe || wipes && fresh()) {
+	if !due && (b == nil || b.Client == Seed || !b.Config.IsZero() || !b.API.IsZero() || b.Plan == Disk && e.Plan != Disk || !b.Script.IsZero() && b.Plan == Wipe && e.Plan != Wipe || wipes && fresh()) {
 		b = begin(f, e)
 	} else {
 		b = f.change(0)

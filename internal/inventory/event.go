@@ -17,6 +17,7 @@ const (
 	KernelServed    Kind = "kernel-served"    // read the kernel to its end
 	InitramfsServed Kind = "initramfs-served" // read the initramfs to its end
 	UKIServed       Kind = "uki-served"       // read its UKI, which is kernel and initramfs, to its end
+	Seeded          Kind = "seeded"           // an operator asked for its config in another way than by its netboot
 	ScriptRefused   Kind = "script-refused"   // somebody else asked for its boot script
 	ApprovalAsked   Kind = "approval-asked"   // waits for a person to approve it
 	ConfigServed    Kind = "config-served"    // was given its machine config
@@ -162,6 +163,9 @@ type Event struct {
 	Refused  bool `json:"refused,omitempty"`
 	Wait     bool `json:"wait,omitempty"`
 
+	// For may fetch a seed instead of the machine.
+	For netip.Addr `json:"for,omitzero"`
+
 	// Code is the user code of a device authorization, By who decided on it. Device and
 	// Access are described at [Flow].
 	Code    string    `json:"code,omitempty"`
@@ -175,6 +179,8 @@ type Event struct {
 	// stale is set for a config of another cluster, or another life of it, than the
 	// machine belongs to by now.
 	stale bool
+	// own is set when Peer is an address of the machine for good.
+	own bool
 	// Asked is when the question left that the API answered; zero: unknown.
 	Asked time.Time `json:"-"`
 

@@ -165,6 +165,9 @@ type Boot struct {
 	// Fingerprint is that of the certificate by which it was given its config over its
 	// own API; empty: it was not.
 	Fingerprint string `json:"fingerprint,omitempty"`
+	// For is who may fetch a seed instead of the machine, such as the BMC that reads its
+	// virtual media; zero: nobody.
+	For netip.Addr `json:"for,omitzero"`
 	// Flows are the requests to be approved, oldest first, at most maxFlows.
 	Flows []Flow `json:"flows,omitempty"`
 	// Alarm is why the machine's keys may be out; empty: nothing points to it.

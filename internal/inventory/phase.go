@@ -70,6 +70,9 @@ func stallReason(p Phase, b *Boot) string {
 	case PhaseConfiguring:
 		return "read kernel and initramfs but never fetched its config: Talos found no network; see its console"
 	case PhaseInstalling:
+		if b.Client == Seed {
+			return "its seed was read and its API does not answer: was it started with it, by a Talos that looks for it (talos.config=metal-iso, or the nocloud image)?"
+		}
 		if b.ConfigFetches >= manyFetches {
 			return fmt.Sprintf("fetched its config %d times: Talos does not take it, or starts over; see its log", b.ConfigFetches)
 		}
@@ -182,6 +185,8 @@ func bootProgress(v View) State {
 		return State{Phase: PhaseInstalling, Since: b.Config, Reason: stageReason(f)}
 	case b.Error != "":
 		return State{Phase: PhaseFailed, Since: b.Script, Reason: b.Error}
+	case b.Client == Seed:
+		return State{Phase: PhaseRegistered, Since: b.Started, Reason: "its seed has not been read yet"}
 	case !b.Initramfs.IsZero():
 		return State{Phase: PhaseConfiguring, Since: b.Initramfs}
 	case !b.Loader.IsZero() || !b.Script.IsZero() || !b.Kernel.IsZero():

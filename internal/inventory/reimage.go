@@ -259,6 +259,9 @@ func unclaim(f *Facts, reason string) {
 // one only then. That is what any order to reimage is after, whether its wipe was asked
 // for or not, and the config is for the newest install order.
 func wiped(f *Facts, b *Boot, e Event) {
+	if !e.ConfigBy.BlankDisk() {
+		return
+	}
 	if b.Plan == Install {
 		b.Order = f.Install.Ordered
 	}
@@ -295,7 +298,7 @@ func (f *Facts) lastSign() time.Time {
 // fetched is when a config was fetched for the newest install order; zero: never.
 func (f *Facts) fetched() (at time.Time) {
 	for _, b := range f.Boots {
-		if b.Order == f.Install.Ordered {
+		if b.Order == f.Install.Ordered && b.ConfigBy.BlankDisk() {
 			at = latest(at, b.Config)
 		}
 	}
