@@ -17,6 +17,7 @@ require (
 	github.com/gopacket/gopacket v1.3.1
 	github.com/insomniacslk/dhcp v0.0.0-20260901064844-234b97448fae
 	github.com/jsimonetti/rtnetlink/v2 v2.2.1-0.20260317095713-310581b9c6ac
+	github.com/kdomanski/iso9660 v0.4.0
 	github.com/klauspost/compress v1.18.6
 	github.com/mdlayher/ndp v1.1.0
 	github.com/mdlayher/netlink v1.9.0
@@ -28,6 +29,7 @@ require (
 	github.com/rs/zerolog v1.35.1
 	github.com/schollz/progressbar/v3 v3.18.0
 	github.com/siderolabs/crypto v0.6.5
+	github.com/siderolabs/go-blockdevice/v2 v2.0.30
 	github.com/siderolabs/siderolink v0.3.15
 	github.com/siderolabs/talos/pkg/machinery v1.13.6
 	github.com/spf13/cobra v1.10.2
