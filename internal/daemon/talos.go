@@ -14,6 +14,7 @@ import (
 	"github.com/provisiond/provisiond/internal/httpconfig"
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/monitor"
+	"github.com/provisiond/provisiond/internal/seed"
 	"github.com/provisiond/provisiond/internal/talos"
 )
 
@@ -397,6 +398,22 @@ func (c rackConfigs) KernelLine(ctx context.Context, v inventory.View, at httpco
 		Machine: v.Machine, Cluster: v.Cluster, Subnet: c.keeper.SubnetOf(v.Machine.Address), Arch: v.Image.Arch, SecureBoot: v.HasSecureBoot(),
 		ConfigURL: at.Config, DeviceURL: at.Device, TokenURL: at.Token,
 	})
+}
+
+// Seed implements httpconfig.Configs. As with the kernel line, the config is put aside.
+func (c rackConfigs) Seed(ctx context.Context, v inventory.View) (seed.Machine, error) {
+	cfg, err := c.config(ctx, v)
+	if err != nil {
+		return seed.Machine{}, err
+	}
+	if err := c.keep(ctx, v.Machine.Name, cfg); err != nil {
+		return seed.Machine{}, err
+	}
+	n, err := talos.NetworkOf(v.Machine, v.Cluster, c.keeper.SubnetOf(v.Machine.Address))
+	return seed.Machine{
+		Name: v.Machine.Name, Instance: fmt.Sprintf("%s-order-%d", v.Machine.Name, v.Facts.Install.Ordered), MAC: v.Machine.BootMAC().Bytes(),
+		DHCPv6: n.DHCPv6, Address: n.Address, Gateway: n.Gateway, Nameservers: n.Nameservers,
+	}, err
 }
 
 // CheckPatches implements admin.Talos.

@@ -33,6 +33,8 @@ const tokenBoots = 2
 // heap, and the functions here are small, for the stack of a new connection is:
 // each time it grows costs as much as all else that a fetch does.
 type fetch struct {
+	way    way
+	head   bool // nothing but the header is asked for
 	mac    inventory.MAC
 	token  string
 	peer   netip.Addr
@@ -45,23 +47,30 @@ type fetch struct {
 	view   inventory.View
 	boot   *inventory.Boot
 	config MachineConfig
+	body   []byte // of what is not the config alone
+	news   bool   // it is not a further piece of what was given already
 	stolen bool // the token is right, and who shows it is not the machine
 }
 
-// machineConfig serves a machine its config, against the token of its boot.
+// give serves machines their configs by one way, against the token of their boot.
 //
-// "Not yet" is never an error status: Talos waits twice as long after each, up
-// to hours. The request is held until there is a config, and at last answered
+// "Not yet" is never an error status on the config URL: Talos waits twice as long after
+// each, up to hours. The request is held until there is a config, and at last answered
 // with 204, after which Talos asks again at once.
-func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
+func (s *Server) give(by way) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) { s.machineConfig(w, r, by) }
+}
+
+func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request, by way) {
 	start, end, sent := time.Now(), refused, 0
-	defer func() { s.metrics.ended(kindConfig, end, int64(sent), time.Since(start)) }()
+	defer func() { s.metrics.ended(by.kind, end, int64(sent), time.Since(start)) }()
 	f := s.begin(w, r)
 	if f == nil {
 		return
 	}
+	f.way = by
 	s.look(r.Context(), f)
-	if f.status == http.StatusNoContent {
+	if f.status == http.StatusNoContent && !by.image {
 		s.wait(r.Context(), f)
 		// The connection's deadline has passed meanwhile.
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.config.Stall))
@@ -71,15 +80,24 @@ func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
 		// same access token.
 		f.status = http.StatusServiceUnavailable
 	}
+	if f.status == http.StatusNoContent && by.early != 0 {
+		f.status = by.early
+	}
 	switch f.status {
 	case http.StatusOK:
-		s.logServed(f)
-		s.note(f, audit.OK, s.evidence(f))
+		if f.news {
+			s.logServed(f)
+			s.note(f, audit.OK, s.evidence(f))
+			s.metrics.grants.Inc()
+		}
+		if by.public || by.image {
+			sent, end = s.sendFile(w, r, f)
+			return
+		}
 		h := w.Header()
 		h.Set("Content-Type", "application/yaml")
 		h.Set("Content-Length", strconv.Itoa(f.config.Size))
 		h.Set("Cache-Control", "no-store")
-		s.metrics.grants.Inc()
 		if sent = s.send(w, f.config.Parts); sent == f.config.Size {
 			end = complete
 		} else {
@@ -96,6 +114,13 @@ func (s *Server) machineConfig(w http.ResponseWriter, r *http.Request) {
 		text(w, f.status, f.reason+"\n")
 	default:
 		s.refused(r, f)
+		if by.never != 0 && f.why != refusedAddress { // that may be mended in a moment
+			f.status = by.never
+		}
+		if f.status == http.StatusNoContent {
+			w.WriteHeader(f.status)
+			return
+		}
 		text(w, f.status, "refused; provisiond's log says why\n")
 	}
 }
@@ -108,7 +133,7 @@ func (s *Server) begin(w http.ResponseWriter, r *http.Request) *fetch {
 		s.refuse(w, r, http.StatusBadRequest, err.Error())
 		return nil
 	}
-	f := &fetch{mac: mac, token: param(r, "token"), peer: peerOf(r), plain: r.TLS == nil, bearer: bearer(r)}
+	f := &fetch{mac: mac, token: param(r, "token"), head: r.Method == http.MethodHead, peer: peerOf(r), plain: r.TLS == nil, bearer: bearer(r)}
 	if !s.lab(f.peer) && !s.guessers.allowed(f.peer) {
 		s.metrics.refusals[refusedOften].Inc()
 		text(w, http.StatusTooManyRequests, "too many refused requests\n")
@@ -159,12 +184,17 @@ func (s *Server) evidence(f *fetch) string {
 	switch _, made := inventory.MACFromEUI64(f.peer); {
 	case s.lab(f.peer):
 		how = "the host of the lab"
+	case f.boot.For.IsValid():
+		how = "the address that was named for it"
 	case f.peer == f.view.Machine.Address:
 		how = "its address"
 	case made:
 		how = "an address made of its MAC"
 	}
 	said := fmt.Sprintf("token of boot %d, from %s, config %.12s", f.boot.Number, how, f.config.Hash)
+	if f.way.seed != "" {
+		said += ", as " + f.way.seed
+	}
 	if f.plain {
 		said += ", unencrypted"
 	}
@@ -206,7 +236,7 @@ func (s *Server) send(w http.ResponseWriter, parts [][]byte) int {
 // look decides what the request comes to now. When that is 200 it has been
 // recorded.
 func (s *Server) look(ctx context.Context, f *fetch) {
-	f.status, f.reason, f.boot, f.stolen = 0, "", nil, false
+	f.status, f.reason, f.boot, f.stolen, f.news = 0, "", nil, false, false
 	for _, step := range [...]func(*Server, context.Context, *fetch){(*Server).load, (*Server).admit, (*Server).approve, (*Server).plan, (*Server).render, (*Server).recordServed} {
 		if step(s, ctx, f); f.status != 0 {
 			return
@@ -233,8 +263,14 @@ func (s *Server) admit(ctx context.Context, f *fetch) {
 		f.refuse(refusedToken, http.StatusForbidden, "the token is not that of a recent boot")
 		return
 	}
-	// One that still waits in memory for its config may, for as long as it takes.
-	waits := f.boot == f.view.Facts.Current() && f.boot.Config.IsZero()
+	seeded := f.boot.Client == inventory.Seed
+	if seeded != (f.way.seed != "") {
+		f.refuse(refusedToken, http.StatusForbidden, "the token is that of a boot whose config goes another way")
+		return
+	}
+	// One that still waits in memory for its config may, for as long as it takes; but
+	// nothing waits with a seed.
+	waits := f.boot == f.view.Facts.Current() && f.boot.Config.IsZero() && !seeded
 	if age := time.Since(f.boot.Started); age > s.config.TokenWindow && !waits {
 		f.refuse(refusedAge, http.StatusForbidden, fmt.Sprintf("boot %d began %v ago", f.boot.Number, age.Round(time.Minute)))
 		return
@@ -243,7 +279,7 @@ func (s *Server) admit(ctx context.Context, f *fetch) {
 		f.refuse(refusedOver, http.StatusForbidden, fmt.Sprintf("boot %d is over: the machine's own API has answered", f.boot.Number))
 		return
 	}
-	if why, err := s.stranger(ctx, f.view.Machine, f.peer); err != nil {
+	if why, err := s.mayFetch(ctx, f); err != nil {
 		f.is(http.StatusNoContent, "the inventory does not answer: "+err.Error())
 	} else if why != "" {
 		f.stolen = true
@@ -253,6 +289,10 @@ func (s *Server) admit(ctx context.Context, f *fetch) {
 
 // plan asks the one boot decision.
 func (s *Server) plan(_ context.Context, f *fetch) {
+	if f.way.seed != "" {
+		f.planSeed()
+		return
+	}
 	switch plan := inventory.PlanBoot(f.view); {
 	case f.boot.Plan == inventory.Wipe:
 		f.is(http.StatusNoContent, "this boot is to wipe the disk and nothing else")
@@ -269,14 +309,24 @@ func (s *Server) plan(_ context.Context, f *fetch) {
 
 func (s *Server) render(ctx context.Context, f *fetch) {
 	var err error
-	if f.config, err = s.Configs.Config(ctx, f.view); err != nil {
+	if !f.way.public {
+		f.config, err = s.Configs.Config(ctx, f.view)
+	}
+	if err == nil && (f.way.public || f.way.image) {
+		err = s.fill(ctx, f)
+	}
+	if err != nil {
 		f.is(http.StatusNoContent, "its config cannot be made: "+err.Error())
 	}
 }
 
 func (s *Server) recordServed(ctx context.Context, f *fetch) {
+	if f.way.public || f.head || f.way.image && f.hasIt() {
+		return
+	}
+	f.news = true
 	_, err := s.Inventory.Record(ctx, inventory.Event{
-		Time: time.Now(), Kind: inventory.ConfigServed, MAC: f.mac, Machine: f.machine(), Boot: f.boot.Number, Hash: f.config.Hash, Peer: f.peer,
+		Time: time.Now(), Kind: inventory.ConfigServed, MAC: f.mac, Machine: f.machine(), Boot: f.boot.Number, Hash: f.config.Hash, Peer: f.peer, ConfigBy: f.way.channel,
 		Holds: inventory.Membership{Cluster: f.view.Cluster.Name, Role: f.view.Machine.Role, Epoch: f.view.Cluster.Epoch},
 	})
 	if errors.Is(err, inventory.ErrNotFound) {

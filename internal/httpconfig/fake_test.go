@@ -19,6 +19,7 @@ import (
 
 	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/seed"
 	"github.com/provisiond/provisiond/internal/uki"
 )
 
@@ -205,6 +206,12 @@ func (c *configs) KernelLine(_ context.Context, _ inventory.View, at ConfigURLs)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return strings.ReplaceAll(c.line, "URL", at.Config), c.lineErr
+}
+
+func (c *configs) Seed(_ context.Context, v inventory.View) (seed.Machine, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return seed.Machine{Name: v.Machine.Name, Instance: "cp-1-order-1", MAC: v.Machine.BootMAC().Bytes(), Address: netip.PrefixFrom(v.Machine.Address, 64)}, c.err
 }
 
 func (c *configs) fail(err error) {

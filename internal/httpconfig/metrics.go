@@ -18,10 +18,11 @@ const (
 	kindInitramfs
 	kindUKI
 	kindConfig
+	kindSeed
 	numKinds
 )
 
-var kindNames = [numKinds]string{"loader", "script", "kernel", "initramfs", "uki", "config"}
+var kindNames = [numKinds]string{"loader", "script", "kernel", "initramfs", "uki", "config", "seed"}
 
 // outcome is how a request ended.
 type outcome int

@@ -26,6 +26,7 @@ import (
 
 	"github.com/provisiond/provisiond/internal/audit"
 	"github.com/provisiond/provisiond/internal/inventory"
+	"github.com/provisiond/provisiond/internal/seed"
 	"github.com/provisiond/provisiond/internal/uki"
 )
 
@@ -86,6 +87,8 @@ type Configs interface {
 	// KernelLine returns the arguments of the kernel, without initrd=, that make
 	// Talos fetch its config.
 	KernelLine(ctx context.Context, v inventory.View, at ConfigURLs) (string, error)
+	// Seed returns what a seed says of the machine beside its config.
+	Seed(ctx context.Context, v inventory.View) (seed.Machine, error)
 }
 
 // Images opens the files of boot images.
@@ -184,7 +187,14 @@ func New(c Config, d Deps, log zerolog.Logger) *Server {
 	// These two record what they answer, so there is no HEAD of them.
 	s.router.Get(routeScript, s.counted(kindScript, s.script))
 	for _, r := range []chi.Router{s.router, s.secure} {
-		r.Get(routeConfig, s.machineConfig)
+		r.Get(routeConfig, s.give(byURL))
+		for _, name := range []string{seed.MetaData, seed.NetworkConfig, seed.UserData, seed.VendorData} {
+			r.Get(routeSeed+name, s.give(noCloudFile(name)))
+		}
+		for _, name := range []string{metalISO, noCloudISO} {
+			r.Get(routeSeed+name, s.give(volume(name)))
+			r.Head(routeSeed+name, s.give(volume(name)))
+		}
 		r.Post(routeDevice, s.authorizeDevice)
 		r.Post(routeToken, s.issueToken)
 		r.NotFound(func(w http.ResponseWriter, r *http.Request) {

@@ -23,6 +23,7 @@ const (
 	routeConfig    = "/config/{mac}/{token}"
 	routeDevice    = routeConfig + "/device"
 	routeToken     = routeConfig + "/token"
+	routeSeed      = "/seed/{mac}/{token}/"
 )
 
 // plainSchematic stands for an image without a schematic in a URL.

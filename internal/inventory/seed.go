@@ -16,7 +16,7 @@ func PlanConfig(v View) Plan {
 	if v.Image == nil {
 		v.Wanted = ""
 	}
-	return PlanBoot(v)
+	return planAction(v)
 }
 
 // CheckSeed returns why a machine cannot have a seed now, as a *[FieldError]; nil: it can.

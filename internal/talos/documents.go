@@ -179,3 +179,27 @@ func warn(docs []config.Document) []string {
 	}
 	return out
 }
+
+// Network is how a machine gets its address, before its config as in it.
+type Network struct {
+	DHCPv6 bool // else Address is set
+	// Address has the length of the prefix on its link.
+	Address     netip.Prefix
+	Gateway     netip.Addr // may be missing, as may Nameservers
+	Nameservers []netip.Addr
+}
+
+// NetworkOf returns the network of a machine's config. s is nil where no subnet has its
+// address, which is an error of a machine that needs one.
+func NetworkOf(m *inventory.Machine, c *inventory.Cluster, s *inventory.Subnet) (Network, error) {
+	n := Network{Nameservers: nameservers(c, s)}
+	if addressing(m, c) == inventory.DHCPv6 {
+		n.DHCPv6 = true
+		return n, nil
+	}
+	if err := onLink(m, s); err != nil {
+		return Network{}, err
+	}
+	n.Address, n.Gateway = netip.PrefixFrom(m.Address, s.Prefix.Bits()), s.Gateway
+	return n, nil
+}
