@@ -138,7 +138,7 @@ type Order struct {
 type Boot struct {
 	Number        uint64    `json:"number" doc:"Counts up by one for each attempt"`
 	MAC           string    `json:"mac"`
-	Client        string    `json:"client,omitempty" doc:"Program that began it: pxe, http, stack, ipxe, os"`
+	Client        string    `json:"client,omitempty" doc:"What began it: pxe, http, stack, ipxe, os are programs; seed: an operator"`
 	Plan          string    `json:"plan,omitempty" doc:"What was decided"`
 	Way           string    `json:"way,omitempty" enum:"ipxe,uki,signed" doc:"How it was started"`
 	WayReason     string    `json:"wayReason,omitempty" doc:"Why so"`
@@ -149,6 +149,7 @@ type Boot struct {
 	Steps         []Step    `json:"steps" nullable:"false" doc:"Steps that were seen, in their order"`
 	ConfigFetches int       `json:"configFetches,omitempty" doc:"Answered config requests; Talos retries"`
 	ConfigTo      string    `json:"configTo,omitempty" doc:"Address that fetched the config first"`
+	For           string    `json:"for,omitempty" doc:"Address that may fetch its seed instead of the machine"`
 	Alarm         string    `json:"alarm,omitempty" doc:"Why the machine's keys may be out"`
 }
 

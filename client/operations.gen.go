@@ -670,6 +670,16 @@ func (c *Client) GetMachineDiff(ctx context.Context, machine string, params GetM
 	}, edit)
 }
 
+// MakeMachineIso is POST /api/v1/machines/{machine}/iso: Make an ISO with the config of a machine.
+func (c *Client) MakeMachineIso(ctx context.Context, machine string, body api.ISOOrder, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method:      http.MethodPost,
+		path:        path("/api/v1/machines/%s/iso", machine),
+		contentType: "application/json",
+		body:        body,
+	}, edit)
+}
+
 // ListLogs is GET /api/v1/machines/{machine}/logs: What a machine said: its kernel log and Talos' events.
 func (c *Client) ListLogs(ctx context.Context, machine string, params ListLogsParams, edit ...Edit) (*http.Response, error) {
 	return c.send(ctx, request{
@@ -719,6 +729,16 @@ func (c *Client) CheckReimage(ctx context.Context, machine string, body api.Reim
 	return c.send(ctx, request{
 		method:      http.MethodPost,
 		path:        path("/api/v1/machines/%s/reimage/check", machine),
+		contentType: "application/json",
+		body:        body,
+	}, edit)
+}
+
+// SeedMachine is POST /api/v1/machines/{machine}/seed: Begin a boot whose config goes by NoCloud or as an ISO by URL.
+func (c *Client) SeedMachine(ctx context.Context, machine string, body api.SeedOrder, edit ...Edit) (*http.Response, error) {
+	return c.send(ctx, request{
+		method:      http.MethodPost,
+		path:        path("/api/v1/machines/%s/seed", machine),
 		contentType: "application/json",
 		body:        body,
 	}, edit)

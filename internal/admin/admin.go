@@ -55,6 +55,8 @@ type Config struct {
 	Transfers Transfers
 	// Running asks machines what they run and gives them other configs; nil: nobody does.
 	Running Running
+	// Seeds are other ways to a machine's config; nil: there are none.
+	Seeds Seeds
 	// Settings are those that the daemon runs with; nil: they are not told.
 	Settings func() api.Settings
 	// Metrics answers with what is counted, in Prometheus' format; nil: nothing is.
@@ -198,6 +200,7 @@ func (s *Server) router() (chi.Router, *huma.OpenAPI) {
 	s.machineRoutes(doc)
 	s.reimageRoutes(doc)
 	s.configRoutes(doc)
+	s.seedRoutes(doc)
 	s.checkRoutes(doc)
 	s.runningRoutes(doc)
 	s.clusterRoutes(doc)

@@ -137,7 +137,7 @@ func stateOf(s inventory.State) api.State {
 func bootOf(b *inventory.Boot) api.Boot {
 	out := api.Boot{
 		Number: b.Number, MAC: string(b.MAC), Client: string(b.Client), Plan: string(b.Plan), Order: b.Order, Way: string(b.Way), WayReason: b.WayReason, ConfigBy: string(b.ConfigBy),
-		Started: b.Started, ConfigFetches: b.ConfigFetches, ConfigTo: text(b.ConfigTo), Alarm: b.Alarm, Steps: []api.Step{},
+		Started: b.Started, ConfigFetches: b.ConfigFetches, ConfigTo: text(b.ConfigTo), Alarm: b.Alarm, For: text(b.For), Steps: []api.Step{},
 	}
 	for _, step := range []struct {
 		name string

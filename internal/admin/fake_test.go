@@ -314,6 +314,25 @@ func (fakeRunning) ApplyConfig(_ context.Context, v inventory.View, mode invento
 	return fmt.Sprintf("Applied %s, dry %t", mode, dryRun), "b2", nil
 }
 
+// fakeSeeds makes seeds that say what they are of.
+type fakeSeeds struct{}
+
+func (fakeSeeds) Check(_ context.Context, v inventory.View, fetched bool) error {
+	if v.Machine.Name == "w-9" && fetched {
+		return fmt.Errorf("w-9 is approved at its console: %w", inventory.ErrRefused)
+	}
+	return inventory.CheckSeed(v)
+}
+
+func (fakeSeeds) URLs(v inventory.View) api.Seed {
+	b := v.Facts.Current()
+	return api.Seed{Machine: v.Machine.Name, Boot: b.Number, For: text(b.For), MetalISO: "http://" + b.Token, Until: b.Started}
+}
+
+func (fakeSeeds) ISO(_ context.Context, v inventory.View, format string) ([]byte, string, error) {
+	return fmt.Appendf(nil, "%s of boot %d in %s", v.Machine.Name, v.Facts.Current().Number, format), "c0ffee", nil
+}
+
 func newRig(t testing.TB, cfg Config) *rig {
 	t.Helper()
 	r := &rig{
@@ -345,6 +364,9 @@ func newRig(t testing.TB, cfg Config) *rig {
 	cfg.Version = cmp.Or(cfg.Version, "v0.0.0-test")
 	if cfg.Running == nil {
 		cfg.Running = fakeRunning{}
+	}
+	if cfg.Seeds == nil {
+		cfg.Seeds = fakeSeeds{}
 	}
 	r.Server = New(cfg, r.keeper, r.talos, &r.guards, r.blobs, zerolog.New(r.logs))
 	return r

@@ -248,6 +248,18 @@ type Running interface {
 	ApplyConfig(ctx context.Context, v inventory.View, mode inventory.ConfigMode, dryRun bool) (said, hash string, err error)
 }
 
+// Seeds are other ways to a machine's config than its netboot, for a boot that begins
+// with inventory.Seeded.
+type Seeds interface {
+	// Check returns why a machine cannot have a seed now, as a FieldError where an operator
+	// can mend it. fetched: it would be fetched by its URLs.
+	Check(ctx context.Context, v inventory.View, fetched bool) error
+	// URLs are those of the machine's newest boot.
+	URLs(v inventory.View) api.Seed
+	// ISO makes a volume of a format for that boot, and returns the hash of the config in it.
+	ISO(ctx context.Context, v inventory.View, format string) (image []byte, hash string, err error)
+}
+
 // RunningConfig is what a machine runs.
 type RunningConfig struct {
 	Text   []byte // redacted YAML

@@ -149,7 +149,7 @@ func startDaemon(t testing.TB, dir string) *daemon {
 	check(err)
 	tcp, err := net.Listen("tcp", "[::1]:0")
 	check(err)
-	api := admin.New(admin.Config{Version: "v0.0.0-server", Running: runningStub{}, Trail: trail, CA: authority}, keeper, talosStub{}, guardStub{}, blobs{files}, zerolog.Nop())
+	api := admin.New(admin.Config{Version: "v0.0.0-server", Running: runningStub{}, Seeds: seedStub{}, Trail: trail, CA: authority}, keeper, talosStub{}, guardStub{}, blobs{files}, zerolog.Nop())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)
 	go func() { done <- api.Serve(ctx, ln) }()
@@ -518,3 +518,25 @@ func (guardStub) Foresee(context.Context, inventory.View) (inventory.Via, string
 }
 
 func (guardStub) Release(context.Context, inventory.View, bool) error { return nil }
+
+// seedStub makes seeds with URLs that nobody serves.
+type seedStub struct{}
+
+func (seedStub) Check(_ context.Context, v inventory.View, _ bool) error {
+	return inventory.CheckSeed(v)
+}
+
+func (seedStub) URLs(v inventory.View) api.Seed {
+	b := v.Facts.Current()
+	s := api.Seed{Machine: v.Machine.Name, Boot: b.Number, MetalISO: "http://[2001:db8::1]/metal.iso", NoCloudISO: "http://[2001:db8::1]/cidata.iso", Until: b.Started.Add(time.Hour)}
+	if b.For.IsValid() {
+		s.For, s.NoCloudReason = b.For.String(), "only it may"
+	} else {
+		s.NoCloud, s.Serial = "http://[2001:db8::1]/", "ds=nocloud-net;s=http://[2001:db8::1]/"
+	}
+	return s
+}
+
+func (seedStub) ISO(_ context.Context, v inventory.View, format string) ([]byte, string, error) {
+	return fmt.Appendf(nil, "%s of %s\n", format, v.Machine.Name), "h", nil
+}

@@ -20,7 +20,7 @@ import (
 
 func (a *app) machineCommand() *cobra.Command {
 	cmd := Group("machine", "Register, change and look at machines",
-		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineLogs(), a.machineDelete(), a.machineReimage(), a.machineAcknowledge(), a.machineConfirm(), a.machineConfig(), a.machineDiff(), a.machineApply())
+		a.machineAdd(), a.machineSet(), a.machineList(), a.machineShow(), a.machineBoots(), a.machineLogs(), a.machineDelete(), a.machineReimage(), a.machineAcknowledge(), a.machineConfirm(), a.machineConfig(), a.machineDiff(), a.machineApply(), a.machineSeed(), a.machineISO())
 	cmd.Aliases = []string{"machines"}
 	return cmd
 }

@@ -212,7 +212,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if sealed, ok := store.(database); ok {
 		told.keyID = sealed.key
 	}
-	operator := admin.New(admin.Config{Version: o.Version, Trail: d.trail, CA: authority, ForeignClients: cfg.ClientCA != "", Hosts: cfg.hosts(), DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Transfers: boot, Running: machines, Pages: pages, Metrics: d.showMetrics(), Settings: told.tell},
+	operator := admin.New(admin.Config{Version: o.Version, Trail: d.trail, CA: authority, ForeignClients: cfg.ClientCA != "", Hosts: cfg.hosts(), DHCPv6: askedServer{leases}, Logs: logs, Patience: cfg.Stall, Transfers: boot, Running: machines, Seeds: seeds{boot}, Pages: pages, Metrics: d.showMetrics(), Settings: told.tell},
 		operators{keeper, logs}, d.configs, guard, uploads{blobs}, component(o.Log, "api"))
 	d.count(certificateCounts{authority, shown})
 	for _, l := range sockets.api {

@@ -49,7 +49,7 @@ type fetch struct {
 	config MachineConfig
 	body   []byte // of what is not the config alone
 	news   bool   // it is not a further piece of what was given already
-	stolen bool // the token is right, and who shows it is not the machine
+	stolen bool   // the token is right, and who shows it is not the machine
 }
 
 // give serves machines their configs by one way, against the token of their boot.
