@@ -63,8 +63,8 @@ func (s *system) sources(ctx context.Context) (config.Provider, []byte, error) {
 			return text, "via cmdline talos.config.early", err
 		},
 		func(ctx context.Context) ([]byte, string, error) {
-			text, err := s.download(ctx)
-			return text, "via platform metal", err
+			text, err := s.platformConfig(ctx)
+			return text, "via platform " + s.line.first("talos.platform"), err
 		},
 		func(context.Context) ([]byte, string, error) {
 			text, err := s.line.encoded("talos.config.inline")
@@ -100,8 +100,20 @@ func (s *system) sources(ctx context.Context) (config.Provider, []byte, error) {
 // cap; a 204 and an empty body are "config not found".
 func (s *system) download(ctx context.Context) ([]byte, error) {
 	raw := s.line.first("talos.config")
-	if raw == "" || raw == "none" {
+	switch raw {
+	case "", "none":
 		return nil, nil
+	case labelMetalISO:
+		files, err := s.volume(labelMetalISO)
+		if err != nil {
+			return nil, err
+		}
+		text, ok := files["config.yaml"]
+		if !ok {
+			return nil, errors.New("read config: open config.yaml: no such file or directory")
+		}
+		s.kmsg.talos("read machine config from volume: /dev/sr1 (filesystem \"iso9660\")")
+		return text, s.step(StepConfig, "Talos reads its config from a volume")
 	}
 	if err := s.networkReady(ctx); err != nil {
 		return nil, err
@@ -124,11 +136,16 @@ func (s *system) download(ctx context.Context) ([]byte, error) {
 			return body, ended(ctx, err)
 		}
 		s.timeline.add(StepConfig, "retrying error: %v", err)
-		units := math.Exp2(float64(min(n, 30))) - 1 + rand.Float64()
-		if err := sleep(ctx, time.Duration(units*float64(s.opts.Timing.ConfigUnit))); err != nil {
+		if err := sleep(ctx, s.waitAfter(n)); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// waitAfter is the wait after the n-th try at a download that failed, from 0.
+func (s *system) waitAfter(n int) time.Duration {
+	units := math.Exp2(float64(min(n, 30))) - 1 + rand.Float64()
+	return time.Duration(units * float64(s.opts.Timing.ConfigUnit))
 }
 
 // trust is whom the machine trusts over TLS: the roots of the active config, in a file
@@ -177,7 +194,7 @@ func (s *system) fetch(ctx context.Context, target, authorization string) (body 
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusNoContent {
-		return nil, fmt.Errorf("failed to download config, status %s", res.Status)
+		return nil, statusError{res.StatusCode}
 	}
 	body, err = io.ReadAll(io.LimitReader(res.Body, maxConfig))
 	if err != nil {
@@ -196,6 +213,13 @@ func (s *system) fetch(ctx context.Context, target, authorization string) (body 
 	return body, nil
 }
 
+// statusError is an answer that is tried again.
+type statusError struct{ code int }
+
+func (e statusError) Error() string {
+	return fmt.Sprintf("failed to download config, status code %d", e.code)
+}
+
 // fill replaces ${uuid}, ${mac}, ${serial} and ${hostname} in the values of the
 // query, which is encoded anew then, and fills in an empty uuid=
 // (platform/metal/url). Other parts of the URL are left alone.
@@ -204,7 +228,7 @@ func (s *system) fill(raw string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("failed to parse the config URL: %w", err)
 	}
-	values := map[string]string{"mac": s.MAC().String(), "serial": s.opts.Serial, "hostname": s.net.hostname}
+	values := map[string]string{"mac": s.MAC().String(), "serial": s.Serial(), "hostname": s.net.hostname}
 	if s.opts.UUID != uuid.Nil {
 		values["uuid"] = s.opts.UUID.String()
 	}

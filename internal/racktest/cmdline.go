@@ -48,8 +48,8 @@ func (c *commandLine) check() error {
 		return fault("", "kernel line of %d bytes: the kernel takes %d", len(c.text), maxCommandLine-1)
 	case strings.Contains(c.text, "${"):
 		return fault("", "kernel line holds an unexpanded ${")
-	case c.first("talos.platform") != "metal":
-		return fault("", "kernel line without talos.platform=metal")
+	case c.first("talos.platform") != "metal" && c.first("talos.platform") != "nocloud":
+		return fault("", "kernel line without talos.platform=metal, and not of the nocloud image")
 	case !slices.Contains(c.values["slab_nomerge"], ""):
 		return fault("", "KSPP kernel parameter slab_nomerge was not set")
 	case !slices.Contains(c.values["pti"], "on"):

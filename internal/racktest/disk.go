@@ -28,6 +28,7 @@ type Disk struct {
 
 	mu        sync.Mutex
 	installed bool   // META and the boot loader
+	nocloud   bool   // what is installed is Talos for NoCloud
 	version   string // of the boot loader's Talos, after an upgrade
 	config    []byte // STATE
 	etcd      string // EPHEMERAL: the etcd cluster whose data lies there
@@ -58,6 +59,19 @@ func (d *Disk) Etcd() string {
 	return d.etcd
 }
 
+// noCloud reports whether Talos was installed from its nocloud image.
+func (d *Disk) noCloud() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.nocloud
+}
+
+func (d *Disk) setNoCloud(is bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.nocloud = is
+}
+
 // Wipes counts how often something was wiped off the disk, over all its life.
 func (d *Disk) Wipes() int {
 	d.mu.Lock()
@@ -77,7 +91,7 @@ func (d *Disk) Wipe() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.wipes++
-	d.installed, d.version, d.config, d.etcd, d.member = false, "", nil, "", 0
+	d.installed, d.nocloud, d.version, d.config, d.etcd, d.member = false, false, "", nil, "", 0
 }
 
 // partitions are the labels of the system disk that a wipe may name.

@@ -261,7 +261,7 @@ func (x *ipxe) builtin(name string) (string, bool) {
 	case "uuid":
 		return x.opts.UUID.String(), true
 	case "serial":
-		return x.opts.Serial, x.opts.Serial != ""
+		return x.Serial(), x.Serial() != ""
 	case "buildarch":
 		return map[string]string{AMD64: "x86_64", ARM64: "arm64"}[x.opts.Arch], true
 	case "platform":

@@ -20,6 +20,7 @@ type links struct {
 	*boot
 	line     []netip.Addr // ip=
 	slaac    []netip.Addr
+	platform []netip.Addr // NoCloud's network-config
 	config   []netip.Addr // active config
 	dhcp     netip.Addr   // kept while the active config still asks for DHCPv6
 	hostname string
@@ -98,7 +99,7 @@ func (l *links) apply(ctx context.Context, cfg config.Provider) error {
 		return err
 	}
 	for _, old := range l.config {
-		if !slices.Contains(addrs, old) && !slices.Contains(l.line, old) {
+		if !slices.Contains(addrs, old) && !slices.Contains(l.line, old) && !slices.Contains(l.platform, old) {
 			l.host.Drop(old)
 		}
 	}
@@ -152,7 +153,7 @@ func (l *links) take(addrs []netip.Addr) error {
 // addresses are the global ones, the configured first. None: the network is
 // not ready (network.Status AddressReady).
 func (l *links) addresses() []netip.Addr {
-	all := slices.Concat(l.config, l.line)
+	all := slices.Concat(l.config, l.line, l.platform)
 	if l.dhcp.IsValid() {
 		all = append(all, l.dhcp)
 	}

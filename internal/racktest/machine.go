@@ -116,6 +116,8 @@ type Machine struct {
 	urls     map[string]error // by URL: nil once fetched, else the last error
 	accepted int
 	served   Loaded
+	serial   string   // of SMBIOS
+	volumes  [][]byte // that are plugged in
 }
 
 // Loaded is what the newest network boot brought into memory.
@@ -153,7 +155,7 @@ func NewMachine(o MachineOptions) (*Machine, error) {
 		o.Disk = &Disk{}
 	}
 	return &Machine{
-		opts: o, disk: o.Disk, urls: map[string]error{},
+		opts: o, disk: o.Disk, urls: map[string]error{}, serial: o.Serial,
 		// The time is bogus in EDK2 too; what matters is that it stays.
 		llt: &dhcpv6.DUIDLLT{HWType: iana.HWTypeEthernet, Time: uint32(time.Now().Unix()), LinkLayerAddr: o.MACs[0]},
 	}, nil

@@ -33,7 +33,7 @@ func (s *system) authorize(ctx context.Context, target string) (string, error) {
 	}
 	var extra []oauth2.AuthCodeOption
 	for _, name := range s.line.values["talos.config.oauth.extra_variable"] {
-		value, ok := map[string]string{"mac": s.MAC().String(), "serial": s.opts.Serial, "uuid": s.opts.UUID.String(), "hostname": s.net.hostname}[name]
+		value, ok := map[string]string{"mac": s.MAC().String(), "serial": s.Serial(), "uuid": s.opts.UUID.String(), "hostname": s.net.hostname}[name]
 		if !ok {
 			return "", fmt.Errorf("unsupported variable name: %q", name)
 		}

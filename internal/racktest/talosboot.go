@@ -109,6 +109,9 @@ func (s *system) run(ctx context.Context) error {
 	s.sayHostname()
 	s.setSink(ctx, nil)
 	s.setKernelLog(ctx, nil)
+	if err := s.platformNetwork(ctx); err != nil {
+		return err
+	}
 	e.taskStart("config", "loadConfig")
 	cfg, text, err := s.acquire(ctx)
 	if err != nil {
@@ -193,6 +196,7 @@ func (s *system) install(ctx context.Context, cfg config.Provider, text []byte) 
 		return errReboot
 	}
 	s.disk.Install(text)
+	s.disk.setNoCloud(s.onNoCloud())
 	s.events.status(machineapi.MachineStatusEvent_REBOOTING, true)
 	return errKexec
 }
