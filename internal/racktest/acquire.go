@@ -175,7 +175,12 @@ func (t *trust) now() *x509.CertPool {
 
 // fetch is one try. The body is never nil then: an empty one is for the loader
 // to refuse.
-func (s *system) fetch(ctx context.Context, target, authorization string) (body []byte, err error) {
+func (s *system) fetch(ctx context.Context, target, authorization string) ([]byte, error) {
+	return s.get(ctx, target, authorization, s.trust.now())
+}
+
+// get is fetch of who trusts certain roots; nil: those of this host.
+func (s *system) get(ctx context.Context, target, authorization string, trusted *x509.CertPool) (body []byte, err error) {
 	defer func() { s.fetched(target, err) }()
 	ctx, cancel := context.WithTimeout(ctx, s.opts.Timing.ConfigAttempt)
 	defer cancel()
@@ -187,7 +192,7 @@ func (s *system) fetch(ctx context.Context, target, authorization string) (body 
 		req.Header.Set("Authorization", authorization)
 	}
 	// Go's own User-Agent and Accept-Encoding, and Connection: close.
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: s.trust.now()}}}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: trusted}}}
 	res, err := client.Do(req)
 	if err != nil {
 		return nil, err

@@ -127,8 +127,20 @@ type noCloudFiles struct{ metaData, networkConfig, userData []byte }
 // noCloud reads all three files, as Talos does for its network and again for its config
 // (platform/nocloud): from a server that SMBIOS names, else from a volume.
 func (s *system) noCloud(ctx context.Context) (files noCloudFiles, err error) {
+	base := s.noCloudServer()
+	if base == "" {
+		return s.noCloudVolume()
+	}
+	if err := s.networkReady(ctx); err != nil {
+		return files, err
+	}
+	return s.noCloudFrom(ctx, base)
+}
+
+// noCloudServer is the URL in the serial number, empty if there is none.
+func (m *Machine) noCloudServer() string {
 	network, base := false, ""
-	for option := range strings.SplitSeq(s.Serial(), ";") {
+	for option := range strings.SplitSeq(m.Serial(), ";") {
 		key, value, ok := strings.Cut(option, "=")
 		switch {
 		case ok && key == "ds" && value == "nocloud-net":
@@ -139,23 +151,28 @@ func (s *system) noCloud(ctx context.Context) (files noCloudFiles, err error) {
 			}
 		}
 	}
-	if !network || base == "" {
-		volume, err := s.volume("cidata", "CIDATA")
-		if errors.Is(err, fs.ErrNotExist) {
-			return files, errNoConfigSource
-		}
-		if err != nil {
-			return files, err
-		}
-		files = noCloudFiles{volume["meta-data"], volume["network-config"], volume["user-data"]}
-		if files.userData == nil {
-			return files, errNoConfigSource
-		}
-		return files, nil
+	if !network {
+		return ""
 	}
-	if err := s.networkReady(ctx); err != nil {
+	return base
+}
+
+func (m *Machine) noCloudVolume() (files noCloudFiles, err error) {
+	volume, err := m.volume("cidata", "CIDATA")
+	if errors.Is(err, fs.ErrNotExist) {
+		return files, errNoConfigSource
+	}
+	if err != nil {
 		return files, err
 	}
+	files = noCloudFiles{volume["meta-data"], volume["network-config"], volume["user-data"]}
+	if files.userData == nil {
+		return files, errNoConfigSource
+	}
+	return files, nil
+}
+
+func (s *system) noCloudFrom(ctx context.Context, base string) (files noCloudFiles, err error) {
 	s.kmsg.talos("fetching meta config from: %q", base+"meta-data")
 	files.metaData, _ = s.noCloudFile(ctx, base+"meta-data") // it does without
 	s.kmsg.talos("fetching network config from: %q", base+"network-config")
@@ -176,7 +193,7 @@ func (s *system) noCloudFile(ctx context.Context, target string) ([]byte, error)
 		none = errNoConfigSource
 	}
 	for n := 0; ; n++ {
-		body, err := s.fetch(ctx, target, "")
+		body, err := s.get(ctx, target, "", nil)
 		var status statusError
 		switch {
 		case err == nil && len(body) == 0:
@@ -214,19 +231,9 @@ type networkConfig struct {
 }
 
 // platformNetwork is the network of the platform, which comes before the config and
-// beside it (controllers/network/platform_config.go). Talos does so at each start, on an
-// installed system, too, where the config has said all of it already.
+// beside it (controllers/network/platform_config.go).
 func (s *system) platformNetwork(ctx context.Context) error {
-	if !s.onNoCloud() {
-		return nil
-	}
-	if s.line == nil {
-		s.live.Go(func() {
-			files, err := s.noCloud(ctx)
-			if ctx.Err() == nil {
-				s.timeline.add(StepConfig, "NoCloud on an installed system: meta-data %t, network-config %t, user-data %t, %v", files.metaData != nil, files.networkConfig != nil, files.userData != nil, err)
-			}
-		})
+	if !s.onNoCloud() || s.line == nil {
 		return nil
 	}
 	files, err := s.noCloud(ctx)
@@ -244,6 +251,21 @@ func (s *system) platformNetwork(ctx context.Context) error {
 		s.timeline.add(StepConfig, "restarting platform network config: %v", err)
 	}
 	return nil
+}
+
+// platformAgain is platformNetwork of an installed system, which reads the files at each
+// start. Its config has said all of it already.
+func (s *system) platformAgain(ctx context.Context) {
+	base := s.noCloudServer()
+	if !s.onNoCloud() || s.line != nil || base == "" {
+		return
+	}
+	s.live.Go(func() {
+		files, err := s.noCloudFrom(ctx, base)
+		if ctx.Err() == nil {
+			s.timeline.add(StepConfig, "NoCloud on an installed system: meta-data %t, network-config %t, user-data %t, %v", files.metaData != nil, files.networkConfig != nil, files.userData != nil, err)
+		}
+	})
 }
 
 // fromNoCloud applies meta-data and network-config. What is not as Talos reads it is an

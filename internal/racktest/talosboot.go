@@ -135,6 +135,7 @@ func (s *system) run(ctx context.Context) error {
 	if err := s.networkReady(ctx); err != nil {
 		return err
 	}
+	s.platformAgain(ctx)
 	return s.runNode(ctx, cfg)
 }
 
