@@ -39,18 +39,20 @@ BROWSER_NEEDS := chromium
 DOC_NEEDS     := bash curl jq radvd
 RULE_NEEDS    := promtool
 SIGN_NEEDS    := sbverify sbsign objdump sig-list-to-certs openssl /usr/lib/systemd/boot/efi/linuxx64.efi.stub
+ISO_NEEDS     := xorriso
 CLIENT_NEEDS  := ip curl tftp atftp dhclient dhcpcd dhcp6c dhcrelay sysctl /lib/systemd/systemd-networkd
 
 test: unit
 	@absent() { for p in $$*; do command -v $$p >/dev/null || echo $$p; done; }; \
 	lacks() { test "$$(id -u)" = 0 || echo root; absent $$*; }; \
-	e2e=$$(lacks $(E2E_NEEDS)); clients=$$(lacks $(CLIENT_NEEDS)); browser=$$(absent $(BROWSER_NEEDS)); docs=$$(absent $(DOC_NEEDS)); rules=$$(absent $(RULE_NEEDS)); sign=$$(absent $(SIGN_NEEDS)); \
-	if [ -n "$$e2e$$clients$$browser$$docs$$rules$$sign" ]; then \
+	e2e=$$(lacks $(E2E_NEEDS)); clients=$$(lacks $(CLIENT_NEEDS)); browser=$$(absent $(BROWSER_NEEDS)); docs=$$(absent $(DOC_NEEDS)); rules=$$(absent $(RULE_NEEDS)); sign=$$(absent $(SIGN_NEEDS)); isos=$$(absent $(ISO_NEEDS)); \
+	if [ -n "$$e2e$$clients$$browser$$docs$$rules$$sign$$isos" ]; then \
 		echo; \
 		test -z "$$browser" || echo "*** LEFT OUT: tests of the pages in a browser. Missing:" $$browser; \
 		test -z "$$clients" || echo "*** LEFT OUT: tests in network namespaces, or with TFTP and DHCPv6 clients. Missing:" $$clients; \
 		test -z "$$e2e" || echo "*** LEFT OUT: the end-to-end test with real UEFI firmware. Missing:" $$e2e; \
 		test -z "$$docs" || echo "*** LEFT OUT: examples of the documents. Missing:" $$docs; \
+		test -z "$$isos" || echo "*** LEFT OUT: another reader of ISO volumes. Missing:" $$isos; \
 		test -z "$$rules" || echo "*** LEFT OUT: the check of the alerts. Missing:" $$rules; \
 		test -z "$$sign" || echo "*** LEFT OUT: other programs that read and verify UKIs and Secure Boot keys. Missing:" $$sign; \
 		echo "*** To run all of them, as root on Debian (in a container or a VM: some packages bring services that start):"; \
