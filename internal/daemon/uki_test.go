@@ -3,7 +3,10 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,16 +18,63 @@ import (
 	"github.com/provisiond/provisiond/internal/inventory"
 	"github.com/provisiond/provisiond/internal/racktest"
 	"github.com/provisiond/provisiond/internal/secureboot"
+	"github.com/provisiond/provisiond/internal/uki"
 )
 
 // addStubs gives the lab's images a stub each, so that UKIs can be made of them.
 func (l *lab) addStubs(t *testing.T) {
 	t.Helper()
+	l.changeImages(t, func(i *inventory.Image, put func([]byte) inventory.Blob, _ *images.Store) {
+		i.Stub = put(racktest.Stub(string(i.Arch)))
+	})
+}
+
+// addSigned gives them a UKI each that a vendor has signed, with a line that names no
+// machine, and nothing to make others of.
+func (l *lab) addSigned(t *testing.T, vendor uki.Signer) {
+	t.Helper()
+	l.changeImages(t, func(i *inventory.Image, put func([]byte) inventory.Blob, blobs *images.Store) {
+		with := *i
+		with.Stub = put(racktest.Stub(string(i.Arch)))
+		template, err := blobs.UKI(&with)
+		if err != nil {
+			t.Fatal(err)
+		}
+		image, err := template.Make(racktest.MediumLine, vendor)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var files []*os.File
+		for _, b := range with.UKIFiles() {
+			f, err := blobs.Open(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, f)
+		}
+		r, err := image.Open(files...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		all, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.Signed = put(all)
+		if err := blobs.CheckUKI(i); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func (l *lab) changeImages(t *testing.T, change func(i *inventory.Image, put func([]byte) inventory.Blob, blobs *images.Store)) {
+	t.Helper()
 	store, err := openDatabase(t.Context(), l.cfg, boltstore.Options{NoSync: true}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer store.Close() //nolint:errcheck // the daemon opens it again
+	defer store.Close()
 	k, err := inventory.NewKeeper(t.Context(), store, inventory.KeeperConfig{Subnets: l.cfg.Subnets})
 	if err != nil {
 		t.Fatal(err)
@@ -38,9 +88,13 @@ func (l *lab) addStubs(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range list {
-		if list[i].Stub, err = blobs.Put(t.Context(), bytes.NewReader(racktest.Stub(string(list[i].Arch))), "", 1<<20); err != nil {
-			t.Fatal(err)
-		}
+		change(&list[i], func(b []byte) inventory.Blob {
+			blob, err := blobs.Put(t.Context(), bytes.NewReader(b), "", 1<<30)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return blob
+		}, blobs)
 		if err := k.PutImage(t.Context(), &list[i]); err != nil {
 			t.Fatal(err)
 		}
@@ -135,18 +189,33 @@ func TestRackWithSecureBoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := l.rack(t, racktest.RackOptions{Firmware: racktest.HTTP, Starts: func(image []byte) error {
-		report, err := secureboot.Check(bytes.NewReader(image), int64(len(image)), trusted)
-		if err != nil {
-			return err
-		}
-		if len(report.Problems) > 0 {
-			return errors.New(report.Problems[0])
-		}
-		return nil
-	}})
+	r := l.rack(t, racktest.RackOptions{Firmware: racktest.HTTP, Starts: startsSigned(trusted)})
 	proxied(t, func(ctx context.Context) error { return r.Fabric.ServeProxy(ctx, l.proxy) })
 	k, _ := l.start(t, l.open(t))
+	haveSecureBoot(t, k, r)
+	runRack(t, r)
+	verify(t, k, r)
+	for _, m := range r.Machines {
+		if line := m.Loaded().CommandLine; !strings.Contains(line, "lockdown=confidentiality") {
+			t.Errorf("the kernel of %s is not locked down: %q", m.Name(), line)
+		}
+	}
+}
+
+// startsSigned is firmware with Secure Boot on and this certificate in db.
+func startsSigned(trusted *x509.Certificate) func([]byte) error {
+	return func(image []byte) error {
+		report, err := secureboot.Check(bytes.NewReader(image), int64(len(image)), trusted)
+		if err == nil && len(report.Problems) > 0 {
+			err = errors.New(report.Problems[0])
+		}
+		return err
+	}
+}
+
+// haveSecureBoot registers the rack's machines as such.
+func haveSecureBoot(t *testing.T, k *inventory.Keeper, r *racktest.Rack) {
+	t.Helper()
 	for _, m := range r.Machines {
 		v, err := k.Machine(t.Context(), m.Name())
 		if err != nil {
@@ -158,11 +227,44 @@ func TestRackWithSecureBoot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestSecureBootWithoutAKey: machines that start nothing but what their vendor signed are
+// given that, and their configs over their own API.
+func TestSecureBootWithoutAKey(t *testing.T) {
+	l := newLab(t)
+	keys := filepath.Join(t.TempDir(), "vendor")
+	if err := secureboot.Generate(keys, "vendor"); err != nil {
+		t.Fatal(err)
+	}
+	key, certificate := secureboot.KeyFiles(keys)
+	vendor, err := secureboot.Load(key, certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.addSigned(t, vendor)
+	r := l.rack(t, racktest.RackOptions{Firmware: racktest.HTTP, Starts: startsSigned(vendor.Certificate()), SLAAC: byHand.SLAAC, Patient: true})
+	proxied(t, func(ctx context.Context) error { return r.Fabric.ServeProxy(ctx, l.proxy) })
+	k, _ := l.start(t, l.open(t))
+	haveSecureBoot(t, k, r)
 	runRack(t, r)
 	verify(t, k, r)
 	for _, m := range r.Machines {
-		if line := m.Loaded().CommandLine; !strings.Contains(line, "lockdown=confidentiality") {
-			t.Errorf("the kernel of %s is not locked down: %q", m.Name(), line)
+		v, err := k.Machine(t.Context(), m.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ways []string
+		for _, b := range v.Facts.Boots {
+			if !b.Config.IsZero() {
+				ways = append(ways, string(b.Way)+" "+string(b.ConfigBy))
+				if !strings.Contains(b.WayReason, "no key here to sign") {
+					t.Errorf("%s was started so because %q", m.Name(), b.WayReason)
+				}
+			}
+		}
+		if len(ways) != 1 || ways[0] != "signed api" {
+			t.Errorf("%s got its config by %q", m.Name(), ways)
 		}
 	}
 }

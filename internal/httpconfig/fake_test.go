@@ -243,7 +243,7 @@ func (b *blobs) UKI(i *inventory.Image) (*uki.Template, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer f.Close() //nolint:errcheck // read only
+		defer f.Close()
 		sources = append(sources, uki.Source{R: f, Size: blob.Size})
 	}
 	stub, err := uki.Parse(sources[0].R, sources[0].Size)

@@ -167,7 +167,7 @@ func TestUKIOverTheWire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close() //nolint:errcheck // read only
+	defer res.Body.Close()
 	got, err := io.ReadAll(res.Body)
 	if err != nil || sha256.Sum256(got) != sha256.Sum256(want) {
 		t.Errorf("%d bytes that differ from the %d expected: %v", len(got), len(want), err)

@@ -52,7 +52,7 @@ func make1(t *testing.T, s *Store, i *inventory.Image, line string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close() //nolint:errcheck // read only
+	defer r.Close()
 	all, err := io.ReadAll(r)
 	if err != nil {
 		t.Fatal(err)

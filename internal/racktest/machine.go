@@ -70,6 +70,9 @@ type MachineOptions struct {
 	// Medium is the kernel line of a USB stick, or the like, that somebody has put in:
 	// the machine is started from it as long as its disk is blank. Empty: there is none.
 	Medium string
+	// Patient is set for a machine that will be given its config over its API: maintenance
+	// mode is not the end of its first boot, and neither is it with a Medium.
+	Patient bool
 	// SecureBoot is what Talos says of the firmware.
 	SecureBoot bool
 	// Pretends are the NICs that it says it has in maintenance mode. Nil: its own.

@@ -77,7 +77,7 @@ func (s *system) maintenance(ctx context.Context) (config.Provider, []byte, erro
 	s.kmsg.talos(`server certificate issued {"component": "controller-runtime", "controller": "runtime.MaintenanceServiceInformController", "fingerprint": %q}`, fingerprint)
 	s.timeline.add(StepConfig, "the console prints the fingerprint %s", fingerprint)
 	s.loaded(func(l *Loaded) { l.Fingerprint = fingerprint })
-	if s.opts.Medium == "" {
+	if s.opts.Medium == "" && !s.opts.Patient {
 		s.reach(Maintenance)
 	}
 	serving, stop := context.WithCancelCause(ctx)

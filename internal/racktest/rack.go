@@ -29,8 +29,9 @@ type RackOptions struct {
 	OwnStack bool
 	SLAAC    netip.Prefix
 	// Starts is described at [MachineOptions].
-	Starts func(image []byte) error
-	Medium string // that every machine is started from, as in MachineOptions
+	Starts  func(image []byte) error
+	Medium  string // that every machine is started from, as in MachineOptions
+	Patient bool   // as in MachineOptions
 	// OnStep is called before each step of each machine. An error cuts that
 	// machine's power; [Rack.Run] switches it on again.
 	OnStep func(*Machine, Step) error
@@ -73,7 +74,7 @@ func NewRack(o RackOptions) (*Rack, error) {
 			MACs:     []net.HardwareAddr{{0x52, 0x54, 0, 0, byte((i + 1) >> 8), byte(i + 1)}},
 			UUID:     uuid.NewSHA1(uuid.NameSpaceOID, []byte(name)),
 			Serial:   fmt.Sprintf("SN-%04d", i+1),
-			Firmware: firmware, IPXE: o.IPXE, Arch: o.Arch, OwnStack: o.OwnStack, SLAAC: o.SLAAC, Starts: o.Starts, Medium: o.Medium,
+			Firmware: firmware, IPXE: o.IPXE, Arch: o.Arch, OwnStack: o.OwnStack, SLAAC: o.SLAAC, Starts: o.Starts, Medium: o.Medium, Patient: o.Patient,
 			Net: o.Net, Fabric: r.Fabric, Peers: peers, Timing: o.Timing,
 			OnStep: func(s Step) error {
 				if o.OnStep == nil {
