@@ -63,6 +63,7 @@ type RackSettings struct {
 	Address        string          `json:"address" doc:"Where machines reach it"`
 	Interfaces     []string        `json:"interfaces,omitempty" doc:"Those that machines are on; absent: all are behind relays"`
 	TalosProxy     string          `json:"talosProxy,omitempty" doc:"HTTP CONNECT proxy to the machines' Talos API"`
+	SecureBoot     string          `json:"secureBoot,omitempty" doc:"File of the certificate of the key that machines' UKIs are signed with; absent: they are not signed"`
 	Maintenance    bool            `json:"maintenance" doc:"Machines that wait in Talos' maintenance mode are looked for"`
 	KernelLog      string          `json:"kernelLog,omitempty" doc:"Where machines send their kernel log instead"`
 	Advertisements []Advertisement `json:"routerAdvertisements,omitempty" doc:"Absent: it sends none"`

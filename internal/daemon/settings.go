@@ -35,7 +35,7 @@ func (s settings) tell() api.Settings {
 		Listening:  s.d.addrs.listening(),
 		Advertised: s.advertised(),
 		API:        api.APISettings{Names: cfg.Names, Certificate: cfg.Certificate, ClientCA: cfg.ClientCA, OIDC: oidcSettings(cfg)},
-		Rack:       api.RackSettings{Address: cfg.Address.String(), Interfaces: cfg.Interfaces, TalosProxy: cfg.TalosProxy, Maintenance: cfg.Maintenance, KernelLog: cfg.KernelLog},
+		Rack:       api.RackSettings{Address: cfg.Address.String(), Interfaces: cfg.Interfaces, TalosProxy: cfg.TalosProxy, SecureBoot: cfg.SecureBootCertificate, Maintenance: cfg.Maintenance, KernelLog: cfg.KernelLog},
 		Loaders:    cfg.Loaders,
 		Stall:      map[string]string{},
 		Subnets:    make([]api.SubnetSettings, len(cfg.Subnets)),

@@ -81,9 +81,9 @@ func TestSettingsOfOIDC(t *testing.T) {
 func TestSettingsAreDecidedOn(t *testing.T) {
 	told := []string{
 		"Data", "Key", "User", "Address", "Interfaces", "DHCPv6Port", "TFTPPort", "HTTPPort", "HTTPSPort", "EventsPort", "KernelLogPort", "Socket", "Listen",
-		"Names", "Certificate", "ClientCA", "OIDC", "Loaders", "Boot", "Advertise", "TalosProxy", "Maintenance", "KernelLog", "LogLevel", "LogJSON", "Tracing", "Stall", "Subnets",
+		"Names", "Certificate", "ClientCA", "OIDC", "Loaders", "Boot", "Advertise", "TalosProxy", "Maintenance", "SecureBootCertificate", "KernelLog", "LogLevel", "LogJSON", "Tracing", "Stall", "Subnets",
 	}
-	kept := []string{"CertificateKey", "OIDCSecretFile"}
+	kept := []string{"CertificateKey", "SecureBootKey", "OIDCSecretFile"}
 	for i := range reflect.TypeFor[Config]().NumField() {
 		if name := reflect.TypeFor[Config]().Field(i).Name; slices.Contains(told, name) == slices.Contains(kept, name) {
 			t.Errorf("is Config.%s told by Settings? Say so here", name)
