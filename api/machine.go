@@ -14,7 +14,7 @@ type MachineSpec struct {
 	Image      string            `json:"image,omitempty" doc:"Talos that is netbooted, VERSION or VERSION/SCHEMATIC; left out: its cluster's" example:"v1.13.6"`
 	Approval   string            `json:"approval,omitempty" enum:"none,required" doc:"Does a person approve it before it is given its config? left out: as its cluster says"`
 	Boot       string            `json:"boot,omitempty" enum:"auto,uki,ipxe" doc:"How it is started over the network, at first: by its own UKI, or by iPXE; left out: auto, as its firmware can"`
-	SecureBoot bool              `json:"secureBoot,omitempty" doc:"Its firmware starts signed programs only; learnt, too, once Talos has run there"`
+	SecureBoot string            `json:"secureBoot,omitempty" enum:"on,off" doc:"Does its firmware start signed programs only? left out: as Talos says, once it has run there"`
 	Addressing string            `json:"addressing,omitempty" enum:"static,dhcpv6" doc:"How the installed system gets its address; left out: as its cluster says"`
 	Patches    []string          `json:"patches,omitempty" doc:"Talos config patches as YAML text, applied after the cluster's and the role's"`
 	KernelArgs []string          `json:"kernelArgs,omitempty" doc:"Arguments appended to the netboot kernel line, one an entry"`

@@ -198,7 +198,7 @@ func TestNew(t *testing.T) {
 func TestFormKeeps(t *testing.T) {
 	m := &api.Machine{MachineSpec: api.MachineSpec{
 		Name: "w-1", MACs: []string{"52:54:00:00:00:01", "52:54:00:00:00:02"}, Cluster: "web", Role: "worker", Address: "2001:db8::1", Subnet: "rack",
-		Install: api.Install{DiskSelector: map[string]string{"size": "> 1TB"}, Image: "x"}, Image: "v1.13.6", Boot: "uki", SecureBoot: true, Approval: "required", Addressing: "static", Patches: []string{"\n\na: b\n", "c"}, KernelArgs: []string{"a", "b"}, Labels: map[string]string{"a": "b=c", "d": ""},
+		Install: api.Install{DiskSelector: map[string]string{"size": "> 1TB"}, Image: "x"}, Image: "v1.13.6", Boot: "uki", SecureBoot: "on", Approval: "required", Addressing: "static", Patches: []string{"\n\na: b\n", "c"}, KernelArgs: []string{"a", "b"}, Labels: map[string]string{"a": "b=c", "d": ""},
 	}}
 	f, was := formOfMachine(m), formOfMachine(m)
 	if patch, err := f.patch(&was); err != nil || len(patch) != 0 {

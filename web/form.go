@@ -19,9 +19,6 @@ type machineForm struct {
 	LabelKeys []string // of the labels that the machine has; none in a form that was sent
 }
 
-// on is a choice of a form that is true or false.
-const on = "on"
-
 // formText is a field of it that is one text.
 type formText struct {
 	field string // of api.MachineSpec
@@ -75,11 +72,8 @@ func textOf(text string) string { return strings.Join(lines(newlines(text)), "\n
 func formOfMachine(m *api.Machine) machineForm {
 	f := machineForm{
 		Name: m.Name, MACs: strings.Join(m.MACs, "\n"), Role: m.Role, Cluster: m.Cluster, Address: m.Address, Subnet: m.Subnet, Disk: m.Install.Disk, Image: m.Image,
-		Boot: m.Boot, Approval: m.Approval, Addressing: m.Addressing, KernelArgs: strings.Join(m.KernelArgs, "\n"), Labels: pairsText(m.Labels), Patches: m.Patches,
+		Boot: m.Boot, SecureBoot: m.SecureBoot, Approval: m.Approval, Addressing: m.Addressing, KernelArgs: strings.Join(m.KernelArgs, "\n"), Labels: pairsText(m.Labels), Patches: m.Patches,
 		LabelKeys: slices.Sorted(maps.Keys(m.Labels)),
-	}
-	if m.SecureBoot {
-		f.SecureBoot = on
 	}
 	f.normalise()
 	return f
@@ -93,7 +87,7 @@ func (f *machineForm) spec() (api.MachineSpec, error) {
 	}
 	return api.MachineSpec{
 		Name: f.Name, MACs: lines(f.MACs), Role: f.Role, Cluster: f.Cluster, Address: f.Address, Subnet: f.Subnet, Install: api.Install{Disk: f.Disk}, Image: f.Image,
-		Boot: f.Boot, SecureBoot: f.SecureBoot == on,
+		Boot: f.Boot, SecureBoot: f.SecureBoot,
 		Approval: f.Approval, Addressing: f.Addressing, KernelArgs: lines(f.KernelArgs), Labels: labels, Patches: f.Patches,
 	}, err
 }
@@ -112,8 +106,6 @@ func (f *machineForm) patch(was *machineForm) (map[string]any, error) {
 				return nil, wrong("address", errors.New("a machine keeps an address: type another, or leave it as it was"))
 			}
 			out[now.field] = *now.text
-		case "secureBoot":
-			out[now.field] = *now.text == on
 		case "macs", "kernelArgs":
 			out[now.field] = lines(*now.text)
 		case "install":

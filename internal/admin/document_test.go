@@ -156,7 +156,7 @@ func TestNothingIsLost(t *testing.T) {
 		m := &inventory.Machine{
 			Name: "cp-1", MACs: []inventory.MAC{"52:54:00:12:34:56", "52:54:00:12:34:57"}, Cluster: "rack1", Role: inventory.ControlPlane,
 			Address: addr("2001:db8::11"), Subnet: "rack", Install: inventory.InstallTarget{DiskSelector: map[string]string{"size": ">1GB"}, Image: "i"},
-			Image: "v1.13.6/abc", Boot: inventory.ByUKI, SecureBoot: true, Addressing: inventory.DHCPv6, Approval: inventory.ApprovalRequired, Patches: []string{"a: b"}, KernelArgs: []string{"x=y"}, Labels: map[string]string{"a": "b"},
+			Image: "v1.13.6/abc", Boot: inventory.ByUKI, SecureBoot: inventory.On, Addressing: inventory.DHCPv6, Approval: inventory.ApprovalRequired, Patches: []string{"a: b"}, KernelArgs: []string{"x=y"}, Labels: map[string]string{"a": "b"},
 		}
 		noneZero(t, *m, "Created", "Rev", "Install.Disk")
 		got, err := machineFrom(specOfMachine(m), nil)

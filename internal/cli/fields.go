@@ -16,7 +16,6 @@ const (
 	texts             // a list of strings
 	files             // a list of texts, each given itself or as @FILE
 	pairs             // an object of KEY=VALUE; KEY- removes one
-	onOff             // true or false, written as on or off
 )
 
 // field is a flag and the API's field it sets. Its path has at most one dot.
@@ -38,7 +37,7 @@ func machineFields() []field {
 		{"install-image", "install.image", text, "installer image"},
 		{"image", "image", text, "Talos that is netbooted, VERSION or VERSION/SCHEMATIC (default: its cluster's)"},
 		{"boot", "boot", text, "uki or ipxe, the way that is tried first, or auto: as its firmware can (default: auto)"},
-		{"secure-boot", "secureBoot", onOff, "on: its firmware starts signed programs only (default: as Talos says, once it has run there)"},
+		{"secure-boot", "secureBoot", text, "on or off: does its firmware start signed programs only? (default: as Talos says, once it has run there)"},
 		{"addressing", "addressing", text, "static or dhcpv6 (default: its cluster's)"},
 		{"approval", "approval", text, "none or required: a person approves it by the code on its console (default: its cluster's)"},
 		{"patch", "patches", files, "Talos config patch, as text or @FILE (repeat)"},
@@ -75,7 +74,7 @@ func clusterFields() []field {
 // removes the field where one is changed.
 func bind(cmd *cobra.Command, fields []field) func() (map[string]any, error) {
 	for _, f := range fields {
-		if f.kind == text || f.kind == onOff {
+		if f.kind == text {
 			cmd.Flags().String(f.flag, "", f.usage)
 		} else {
 			cmd.Flags().StringArray(f.flag, nil, f.usage)
@@ -111,16 +110,6 @@ func (f *field) value(cmd *cobra.Command) (any, error) {
 			return s, nil
 		}
 		return nil, nil
-	}
-	if f.kind == onOff {
-		switch s := flag.String(); s {
-		case "":
-			return nil, nil
-		case "on", "off":
-			return s == "on", nil
-		default:
-			return nil, usagef("--%s %s: write on or off", f.flag, s)
-		}
 	}
 	// Not GetStringArray, which takes one empty value for none.
 	list := flag.(pflag.SliceValue).GetSlice()

@@ -236,10 +236,10 @@ func describeMachine(w io.Writer, m *api.Machine) {
 // secureBootText is what is known of it, and by whom.
 func secureBootText(m *api.Machine) string {
 	switch {
-	case m.SecureBoot && m.Facts.SecureBoot == "off":
-		return "on, as registered; Talos said off"
-	case m.SecureBoot:
-		return "on, as registered"
+	case m.SecureBoot != "" && m.Facts.SecureBoot != "" && m.SecureBoot != m.Facts.SecureBoot:
+		return m.SecureBoot + ", as registered; Talos said " + m.Facts.SecureBoot
+	case m.SecureBoot != "":
+		return m.SecureBoot + ", as registered"
 	case m.Facts.SecureBoot != "":
 		return m.Facts.SecureBoot + ", by Talos"
 	}

@@ -222,7 +222,7 @@ func haveSecureBoot(t *testing.T, k *inventory.Keeper, r *racktest.Rack) {
 			t.Fatal(err)
 		}
 		with := v.Machine.Clone()
-		with.SecureBoot = true
+		with.SecureBoot = inventory.On
 		if _, err := k.PutMachine(t.Context(), with, with.Rev); err != nil {
 			t.Fatal(err)
 		}

@@ -144,8 +144,13 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 			} else if e.Peer != b.ConfigTo && b.Alarm == "" && e.ConfigBy != ChannelAPI && !(e.ConfigBy == ChannelNoCloud && e.own) { // there a key says who it is; network-config comes in between
 				b.Alarm = fmt.Sprintf("the config of boot %d was given to %s, and to %s after it: unless that was the machine again, somebody has its keys", b.Number, b.ConfigTo, e.Peer)
 			}
-			f.ConfigHash, f.ConfigAt, f.Holds = e.Hash, e.Time, e.Holds
-			f.StagedHash = "" // its disk was blank
+			f.ConfigHash, f.ConfigAt = e.Hash, e.Time
+			switch {
+			case e.ConfigBy.BlankDisk():
+				f.Holds, f.StagedHash = e.Holds, ""
+			case f.Holds.Cluster == "": // its disk may become that; what is known of it may be still true
+				f.Holds, f.Holds.Guess = e.Holds, e.Holds.Cluster != ""
+			}
 			wiped(f, b, e)
 			return true
 		}

@@ -57,9 +57,9 @@ type Machine struct {
 	Image string `json:"image,omitempty"`
 	// Boot is the way that is tried first; empty is [Auto].
 	Boot Way `json:"boot,omitempty"`
-	// SecureBoot says that its firmware starts signed programs only. Talos tells it too,
-	// once it has run there.
-	SecureBoot bool `json:"secureBoot,omitempty"`
+	// SecureBoot says whether its firmware starts signed programs only; empty: as Talos
+	// said when it last ran there.
+	SecureBoot Switch `json:"secureBoot,omitempty"`
 	// Addressing overrides the cluster's.
 	Addressing Addressing `json:"addressing,omitempty"`
 	// Approval overrides the cluster's.
@@ -150,6 +150,11 @@ func (m *Machine) Validate() error {
 	case "", Auto, ByUKI, ByIPXE:
 	default:
 		return fieldErr("boot", "auto, uki or ipxe", "%q is not a way to boot", m.Boot)
+	}
+	switch m.SecureBoot {
+	case "", On, Off:
+	default:
+		return fieldErr("secureBoot", "on or off", "%q is neither", m.SecureBoot)
 	}
 	switch m.Addressing {
 	case "", Static, DHCPv6:

@@ -1,6 +1,9 @@
 package inventory
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+)
 
 // Way is how a machine is started over the network.
 type Way string
@@ -40,9 +43,9 @@ const (
 )
 
 // HasSecureBoot reports whether the machine is known to start signed programs only:
-// by its operator, or by what Talos said when it ran there.
+// by its operator, or else by what Talos said when it ran there.
 func (v *View) HasSecureBoot() bool {
-	return v.Machine != nil && (v.Machine.SecureBoot || v.Facts.SecureBoot == On)
+	return v.Machine != nil && cmp.Or(v.Machine.SecureBoot, v.Facts.SecureBoot) == On
 }
 
 // HasUKI reports whether a machine's own UKI can be made of the image.
@@ -62,15 +65,15 @@ func (i *Image) UKIFiles() []Blob {
 const wayTries = 2
 
 // PlanWay says by which way a machine is started, and why, when a program of it asks;
-// with no program, the one that began its newest boot. An empty way: by none. A way
+// with no program, the one that began its newest boot over the network. An empty way: by none. A way
 // that failed twice is not tried again before the other: firmware differs, and nobody
 // may be there to see it.
 func PlanWay(v View, c Client) (Way, string) {
 	if v.Machine == nil {
 		return ByIPXE, "" // only its script can say that it waits
 	}
-	if b := v.Facts.Current(); c == "" && b != nil {
-		c = b.Client
+	if c == "" {
+		c = v.Facts.firmware()
 	}
 	m, wants := v.Machine, v.Machine.Boot
 	switch c {
@@ -95,6 +98,9 @@ func PlanWay(v View, c Client) (Way, string) {
 		return ByIPXE, "it is to be wiped, and only iPXE can wait for its turn"
 	}
 	first, other, why := ByUKI, ByIPXE, "its firmware boots over HTTP"
+	if c != FirmwareHTTP {
+		why = "if its firmware boots over HTTP; it has not asked yet"
+	}
 	switch wants {
 	case ByUKI:
 		why = m.Name + " is registered so"
@@ -122,6 +128,18 @@ func waySecure(v View) (Way, string) {
 		return "", fmt.Sprintf("Secure Boot is on, and image %s has neither a UKI nor a stub to make a signed one of", v.Wanted)
 	}
 	return "", fmt.Sprintf("Secure Boot is on, there is no key here to sign a UKI with, and image %s has no signed one", v.Wanted)
+}
+
+// firmware is the program that began its newest boot over the network; empty: it was
+// never seen.
+func (f *Facts) firmware() Client {
+	for _, b := range f.Boots {
+		switch b.Client {
+		case FirmwarePXE, FirmwareHTTP, IPXE:
+			return b.Client
+		}
+	}
+	return ""
 }
 
 func (f *Facts) toBeWiped() bool { return f.Reimage.Outstanding() && !f.Reimage.Claimed() }

@@ -23,6 +23,7 @@ func TestPlanWay(t *testing.T) {
 	for name, tc := range map[string]struct {
 		wants  Way
 		secure bool
+		off    bool
 		facts  Facts
 		client Client
 		image  *Image
@@ -57,6 +58,9 @@ func TestPlanWay(t *testing.T) {
 		"signed by us, and wiped":      {client: FirmwareHTTP, image: full, secure: true, signs: true, facts: Facts{Reimage: wipe}, want: "", says: "wiped over its own API"},
 		"a signed iPXE":                {client: FirmwareHTTP, image: full, secure: true, wants: ByIPXE, facts: Facts{Reimage: wipe}, want: ByIPXE, says: "has to be signed"},
 		"by what Talos said":           {client: FirmwareHTTP, image: full, facts: Facts{SecureBoot: On}, want: BySigned, says: "no key here"},
+		"its operator knows better":    {client: FirmwareHTTP, image: full, facts: Facts{SecureBoot: On}, off: true, want: ByUKI},
+		"never seen":                   {image: full, want: ByUKI, says: "has not asked yet"},
+		"it was HTTP before":           {image: full, facts: Facts{Boots: []*Boot{{Client: Seed}, {Client: FirmwareHTTP}}}, want: ByUKI, says: "its firmware boots over HTTP"},
 		"Talos said that it is off":    {client: FirmwareHTTP, image: full, facts: Facts{SecureBoot: Off}, want: ByUKI},
 		"the vendor's":                 {client: FirmwareHTTP, image: full, secure: true, want: BySigned, says: "over its own API"},
 		"the vendor's has no wipe":     {client: FirmwareHTTP, image: full, secure: true, facts: Facts{Reimage: wipe}, want: "", says: "wiped over its own API"},
@@ -64,7 +68,14 @@ func TestPlanWay(t *testing.T) {
 		"a key, and nothing to sign":   {client: FirmwareHTTP, image: none, secure: true, signs: true, want: "", says: "neither a UKI nor a stub"},
 		"a key; the vendor's is there": {client: FirmwareHTTP, image: &Image{Signed: blob}, secure: true, signs: true, want: BySigned},
 	} {
-		v := View{Machine: &Machine{Name: "m", Boot: tc.wants, SecureBoot: tc.secure}, Facts: tc.facts, Image: tc.image, Wanted: "v1/default/amd64", Signs: tc.signs}
+		var secure Switch
+		if tc.secure {
+			secure = On
+		}
+		if tc.off {
+			secure = Off
+		}
+		v := View{Machine: &Machine{Name: "m", Boot: tc.wants, SecureBoot: secure}, Facts: tc.facts, Image: tc.image, Wanted: "v1/default/amd64", Signs: tc.signs}
 		if got, why := PlanWay(v, tc.client); got != tc.want || !strings.Contains(why, tc.says) {
 			t.Errorf("%s: %q because %q, want %q because of %q", name, got, why, tc.want, tc.says)
 		}

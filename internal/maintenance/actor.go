@@ -206,7 +206,7 @@ func every(v *inventory.View) time.Duration {
 	switch {
 	case v.Facts.Maintenance != nil:
 		return soon
-	case inventory.PlanBoot(*v).Action != inventory.Install:
+	case inventory.PlanConfig(*v).Action != inventory.Install:
 		return 0
 	case b == nil || b.Way == inventory.BySigned || b.ConfigBy == inventory.ChannelAPI:
 		return soon
@@ -245,7 +245,7 @@ func (a *Actor) hear(ctx context.Context, h heard) {
 	if n == nil {
 		return
 	}
-	n.heard, n.until = h.addr, now.Add(heardFor)
+	n.heard, n.until, n.there = h.addr, now.Add(heardFor), !n.owed
 	a.turns.now(n, now, a.paceHeard.AllowN(now, 1))
 }
 
@@ -276,6 +276,7 @@ type found struct {
 	asked turn
 	state state
 	step  step
+	told  bool          // it was a refusal that was recorded
 	reach int           // how many addresses there are
 	first time.Duration // after that it is asked again at the earliest
 }
@@ -299,6 +300,9 @@ func (a *Actor) ask(ctx context.Context, t turn) (f found) {
 	}
 	f.asked.next = min(t.next, len(addrs)-1)
 	addr := addrs[f.asked.next]
+	if f.asked.there = t.there && time.Now().Before(t.until); f.asked.there {
+		addr = t.heard
+	}
 	asked, cancel := context.WithTimeout(ctx, asking)
 	defer cancel()
 	answer, err := a.Talos.Ask(asked, addr)
@@ -306,7 +310,7 @@ func (a *Actor) ask(ctx context.Context, t turn) (f found) {
 	case err != nil:
 		a.counts.silent.Inc()
 		a.log.Debug().Str("machine", t.machine).Str("mac", string(t.mac)).Stringer("address", addr).Str("reason", err.Error()).Msg("does not wait in maintenance mode")
-		if known && f.asked.next == len(addrs)-1 && t.misses+1 >= gone {
+		if known && !f.asked.there && f.asked.next == len(addrs)-1 && t.misses+1 >= gone {
 			a.leave(ctx, t.machine)
 		}
 		return f
@@ -319,7 +323,8 @@ func (a *Actor) ask(ctx context.Context, t turn) (f found) {
 	}
 	a.counts.waits.Inc()
 	f.state = waiting
-	if f.step, err = a.advance(ctx, addr, *answer, t.refused); err != nil && ctx.Err() == nil {
+	tell := func(reason string) bool { return reason != t.refused && time.Since(t.toldAt) >= tellAgain }
+	if f.step, f.told, err = a.advance(ctx, addr, *answer, tell); err != nil && ctx.Err() == nil {
 		a.counts.bad.Inc()
 		a.log.Error().Err(err).Str("machine", t.machine).Stringer("address", addr).Msg("a machine in maintenance mode cannot be given its config")
 	}
@@ -330,7 +335,7 @@ func (a *Actor) ask(ctx context.Context, t turn) (f found) {
 // known to wait there. first is as every has it.
 func (a *Actor) addresses(ctx context.Context, t *turn) (addrs []netip.Addr, known bool, first time.Duration) {
 	if time.Now().Before(t.until) {
-		addrs, first = append(addrs, t.heard), soon
+		first = soon
 	}
 	if t.machine == "" {
 		if v, err := a.Inventory.View(ctx, t.mac, ""); err != nil || v.Machine != nil {
@@ -342,7 +347,7 @@ func (a *Actor) addresses(ctx context.Context, t *turn) (addrs []netip.Addr, kno
 			}
 			addrs = append(addrs, a.Inventory.AddressesOf([]inventory.MAC{t.mac}, netip.Addr{}, t.nic.Subnet)...)
 		}
-		return distinct(addrs), false, first
+		return t.withHeard(addrs), false, first
 	}
 	v, err := a.Inventory.Machine(ctx, t.machine)
 	if err != nil {
@@ -356,7 +361,16 @@ func (a *Actor) addresses(ctx context.Context, t *turn) (addrs []netip.Addr, kno
 		addrs = slices.Insert(addrs, 0, m.Address)
 	}
 	addrs = append(addrs, a.Inventory.AddressesOf(v.Machine.MACs, v.Machine.Address, "")...)
-	return distinct(addrs), m != nil, first
+	return t.withHeard(addrs), m != nil, first
+}
+
+// withHeard adds where a NIC was heard, each address once. It comes last: anyone on a link
+// can be heard with anybody's MAC, and must not keep a machine from being asked where it is.
+func (t *turn) withHeard(addrs []netip.Addr) []netip.Addr {
+	if time.Now().Before(t.until) {
+		addrs = append(addrs, t.heard)
+	}
+	return distinct(addrs)
 }
 
 func distinct(addrs []netip.Addr) (out []netip.Addr) {
@@ -385,8 +399,18 @@ func (a *Actor) settle(f found) {
 	case f.state == never && !n.woken:
 		a.turns.drop(n)
 		return
-	case f.state == silent && f.asked.next+1 < f.reach && !n.woken:
-		n.next = f.asked.next + 1
+	}
+	if n.there, n.owed = n.there && !f.asked.there, f.asked.there; f.asked.there && (f.state == silent || f.step.act == refuse) {
+		a.told(n, &f)
+		a.turns.set(n, now) // where it should be
+		return
+	}
+	switch {
+	case (f.state == silent || f.step.act == refuse) && f.asked.next+1 < f.reach:
+		// Somebody else at one of its addresses is not the machine at another. Who wakes
+		// it begins no new round: it would never come to an end.
+		n.next, n.woken = f.asked.next+1, false
+		a.told(n, &f)
 		a.turns.set(n, now) // after all others that are due
 		return
 	}
@@ -394,10 +418,7 @@ func (a *Actor) settle(f found) {
 	switch f.state {
 	case waiting:
 		n.misses, n.wait = 0, look
-		n.refused = ""
-		if f.step.act == refuse {
-			n.refused = f.step.reason
-		}
+		a.told(n, &f)
 	case running:
 		n.misses, n.wait = 0, seldom
 	default:
@@ -411,14 +432,25 @@ func (a *Actor) settle(f found) {
 	a.turns.set(n, at)
 }
 
-// advance decides on a machine that waits, and does it. told is the refusal of it that
-// was recorded last.
-func (a *Actor) advance(ctx context.Context, addr netip.Addr, answer Answer, told string) (step, error) {
+// tellAgain is how often a refusal is recorded at most, of one machine: anyone who is taken
+// for it can cause them, from as many addresses as he likes.
+const tellAgain = time.Minute
+
+// told keeps what was recorded of a refusal.
+func (a *Actor) told(n *turn, f *found) {
+	if f.told {
+		n.refused, n.toldAt = f.step.reason, time.Now()
+	}
+}
+
+// advance decides on a machine that waits, and does it. tell is whether a refusal of this
+// reason is to be recorded, and told whether it was.
+func (a *Actor) advance(ctx context.Context, addr netip.Addr, answer Answer, tell func(reason string) bool) (to step, told bool, err error) {
 	s, text, err := a.see(ctx, addr, answer)
 	if err != nil {
-		return step{}, err
+		return step{}, false, err
 	}
-	to := next(s, time.Now())
+	to = next(s, time.Now())
 	seen := inventory.Event{
 		Kind: inventory.MaintenanceSeen, Machine: to.machine, MAC: to.mac, Client: inventory.MaintenanceMode, Peer: addr, Fingerprint: s.Fingerprint,
 		UUID: s.UUID, Serial: s.Serial, Arch: s.Arch, SecureBoot: s.SecureBoot, Message: to.reason,
@@ -432,7 +464,7 @@ func (a *Actor) advance(ctx context.Context, addr netip.Addr, answer Answer, tol
 	case stranger:
 		_, err = a.Inventory.Record(ctx, seen)
 	case refuse:
-		if to.reason != told {
+		if told = tell(to.reason); told {
 			err = a.refuse(ctx, &s, to)
 		}
 	case wait:
@@ -445,7 +477,7 @@ func (a *Actor) advance(ctx context.Context, addr netip.Addr, answer Answer, tol
 			err = a.give(ctx, &s, to, text)
 		}
 	}
-	return to, err
+	return to, told, err
 }
 
 // see finds out who it is that waits at an address, and makes the config for it.
@@ -475,7 +507,7 @@ func (a *Actor) see(ctx context.Context, addr netip.Addr, answer Answer) (s sigh
 	if s.whyNot, err = inventory.WhyNotOf(ctx, a.Inventory, a.Neighbours, v.Machine, addr); err != nil || s.whyNot != "" {
 		return s, nil, err
 	}
-	if inventory.PlanBoot(v).Action == inventory.Install {
+	if inventory.PlanConfig(v).Action == inventory.Install {
 		if text, s.hash, err = a.Configs.Config(ctx, v); err != nil {
 			s.broken = err.Error()
 		}

@@ -374,7 +374,7 @@ func TestOneCallAtATime(t *testing.T) {
 				r.mu.Lock()
 				answer := *r.waits[at]
 				r.mu.Unlock()
-				if _, err := a.advance(t.Context(), at, answer, ""); err != nil {
+				if _, _, err := a.advance(t.Context(), at, answer, func(string) bool { return true }); err != nil {
 					t.Error(err)
 				}
 			})

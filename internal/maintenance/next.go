@@ -119,7 +119,7 @@ func next(s sight, now time.Time) step {
 	f, b := &v.Facts, v.Facts.Current()
 	to.act = wait
 	given := b != nil && b.ConfigBy == inventory.ChannelAPI && b.Fingerprint == s.Fingerprint
-	switch plan := inventory.PlanBoot(v); {
+	switch plan := inventory.PlanConfig(v); {
 	case plan.Action == inventory.Disk:
 		to.reason = plan.Reason + ": order a reimage to have it installed again"
 	case plan.Action != inventory.Install:

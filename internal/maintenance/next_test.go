@@ -85,7 +85,7 @@ func TestNext(t *testing.T) {
 		"to be wiped": {sight{owners: []inventory.View{machine(func(v *inventory.View) {
 			v.Facts.Reimage = inventory.Reimage{Order: inventory.Order{Ordered: 1}}
 		})}}, wait, "cp-1", mac1, ""},
-		"no image": {sight{owners: []inventory.View{machine(func(v *inventory.View) { v.Image = nil })}}, wait, "cp-1", mac1, "is not imported"},
+		"no image": {sight{owners: []inventory.View{machine(func(v *inventory.View) { v.Image = nil })}}, give, "cp-1", mac1, ""},
 
 		"to be approved":                {sight{owners: []inventory.View{machine(needsApproval)}}, wait, "cp-1", mac1, "provisiond machine confirm cp-1"},
 		"confirmed":                     {sight{owners: []inventory.View{machine(needsApproval, confirmedAs(key1, 1))}}, give, "cp-1", mac1, ""},

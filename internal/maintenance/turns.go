@@ -25,11 +25,15 @@ type turn struct {
 	// reason enough to ask.
 	heard netip.Addr
 	until time.Time
-	nic   inventory.Stranger // as it was when the list was last read; zero: it is not in it
+	// there is set when the next question goes there, and owed when one went there since the
+	// last to another address: anyone can be heard with anybody's MAC.
+	there, owed bool
+	nic         inventory.Stranger // as it was when the list was last read; zero: it is not in it
 	// misses counts the rounds over all addresses in which nobody answered.
 	misses  int
-	refused string // for what, so that it is told once
-	woken   bool   // something happened while it was being asked
+	refused string // for what, when that was recorded last, and
+	toldAt  time.Time
+	woken   bool // something happened while it was being asked
 }
 
 // turns are all of them, those that wait in the order of their time.
@@ -76,7 +80,6 @@ func (t *turns) now(n *turn, now time.Time, first bool) {
 		n.woken = true
 		return
 	}
-	n.next = 0
 	if first {
 		now = time.Time{}
 	}

@@ -122,6 +122,9 @@ func (m *Maintenance) read(ctx context.Context, conn *grpc.ClientConn) error {
 		}
 	}
 	v, err := machineapi.NewMachineServiceClient(conn).Version(ctx, &emptypb.Empty{})
+	if status.Code(err) == codes.Unimplemented { // for everyone in Talos 1.12 (internal/app/maintenance/server.go)
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("reading the version: %w", err)
 	}
