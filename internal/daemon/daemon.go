@@ -130,7 +130,7 @@ func New(ctx context.Context, o Options) (_ *Daemon, err error) {
 	if err := d.openTrail(cfg); err != nil { // the lock on the database is ours: nobody else writes it
 		return nil, err
 	}
-	keeper, err := inventory.NewKeeper(ctx, store, inventory.KeeperConfig{Subnets: cfg.Subnets, Signs: cfg.SecureBootKey != ""})
+	keeper, err := inventory.NewKeeper(ctx, store, inventory.KeeperConfig{Subnets: cfg.Subnets, Signs: cfg.SecureBootKey != "", Asks: cfg.Maintenance})
 	if err != nil {
 		return nil, err
 	}

@@ -111,6 +111,7 @@ const (
 	holds               // it is to start nothing, or is not registered
 	raced               // another request was first
 	broken              // its config or kernel line cannot be made
+	unusable            // its boot image cannot be read
 )
 
 // start is a machine that asks to be started, and what that comes to.

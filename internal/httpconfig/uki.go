@@ -30,27 +30,39 @@ func (s *Server) uki(w *transfer, r *http.Request) {
 	}
 	e := inventory.Event{Kind: inventory.ScriptServed, MAC: mac, Client: inventory.FirmwareHTTP, Arch: arch, Peer: peerOf(r), Way: inventory.ByUKI}
 	ctx := r.Context()
-	view, err := s.Inventory.View(ctx, mac, arch)
-	if err != nil {
-		s.log.Error().Err(err).Str("mac", string(mac)).Msg("cannot look up the machine that asks for its UKI")
-		text(w, http.StatusServiceUnavailable, "the inventory does not answer\n")
-		return
-	}
-	// Before anything is recorded: a boot whose UKI cannot be made would be none.
-	if view.Image != nil && inventory.PlanBoot(view).Action.Netboots() && s.template(w, &view) == nil {
-		return
-	}
-	if _, e.WayReason = inventory.PlanWay(view, inventory.FirmwareHTTP); r.Method == http.MethodHead {
-		s.sizeOfUKI(w, r, e)
-		return
-	}
-	st := s.start(ctx, &e, "", true)
+	// First without a record: a boot whose UKI cannot be made would be none.
+	st := s.start(ctx, &e, "", false)
 	if st.verdict != starts {
 		s.notStarted(w, r, e, st)
 		return
 	}
-	template := s.template(w, &st.view)
+	way, why := inventory.PlanWay(st.view, inventory.FirmwareHTTP)
+	switch {
+	case way == "":
+		e.Plan = inventory.Hold
+		s.notStarted(w, r, e, &start{verdict: holds, reason: why})
+		return
+	case way != inventory.ByUKI: // it has the URL from elsewhere
+		why = "its firmware asked for its UKI by itself"
+	}
+	template := s.template(w, r, e, &st.view)
 	if template == nil {
+		return
+	}
+	if r.Method == http.MethodHead {
+		h := w.Header()
+		h.Set("Content-Type", "application/efi")
+		h.Set("Accept-Ranges", "bytes")
+		h.Set("Content-Length", strconv.FormatInt(template.Size(s.Signer), 10))
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	e.WayReason = why
+	if st = s.start(ctx, &e, "", true); st.verdict != starts {
+		s.notStarted(w, r, e, st)
+		return
+	}
+	if template = s.template(w, r, e, &st.view); template == nil { // another one, should the plan have changed
 		return
 	}
 	image, err := template.Make(st.line, s.Signer)
@@ -65,34 +77,19 @@ func (s *Server) uki(w *transfer, r *http.Request) {
 
 // template is what the UKI of a machine is made of. If there is none, the answer is given
 // and it returns nil.
-func (s *Server) template(w *transfer, v *inventory.View) *uki.Template {
+func (s *Server) template(w *transfer, r *http.Request, e inventory.Event, v *inventory.View) *uki.Template {
 	t, err := s.Images.UKI(v.Image)
+	if err != nil {
+		e.Plan = inventory.Hold
+	}
 	switch {
 	case errors.Is(err, inventory.ErrNotFound):
-		text(w, http.StatusNotFound, err.Error()+"\n")
+		s.notStarted(w, r, e, &start{verdict: holds, reason: err.Error()})
 	case err != nil:
 		s.log.Error().Err(err).Str("machine", v.Machine.Name).Str("image", v.Image.ID()).Msg("cannot make UKIs of a boot image")
-		text(w, http.StatusServiceUnavailable, "no UKI can be made of the boot image; see provisiond's log\n")
+		s.notStarted(w, r, e, &start{verdict: unusable, reason: "no UKI can be made of the boot image; see provisiond's log"})
 	}
 	return t
-}
-
-// sizeOfUKI answers HEAD.
-func (s *Server) sizeOfUKI(w *transfer, r *http.Request, e inventory.Event) {
-	st := s.start(r.Context(), &e, "", false)
-	if st.verdict != starts {
-		s.notStarted(w, r, e, st)
-		return
-	}
-	template := s.template(w, &st.view)
-	if template == nil {
-		return
-	}
-	h := w.Header()
-	h.Set("Content-Type", "application/efi")
-	h.Set("Accept-Ranges", "bytes")
-	h.Set("Content-Length", strconv.FormatInt(template.Size(s.Signer), 10))
-	w.WriteHeader(http.StatusOK)
 }
 
 // notStarted tells firmware to go on to its next boot option. HEAD is followed by GET in any
@@ -100,7 +97,7 @@ func (s *Server) sizeOfUKI(w *transfer, r *http.Request, e inventory.Event) {
 func (s *Server) notStarted(w *transfer, r *http.Request, e inventory.Event, st *start) {
 	status, reason := http.StatusNotFound, st.reason
 	switch st.verdict {
-	case unavailable, raced, waits:
+	case unavailable, raced, waits, unusable:
 		status = http.StatusServiceUnavailable
 	case foreign:
 		status, reason = http.StatusForbidden, "refused; provisiond's log says why"
@@ -113,7 +110,7 @@ func (s *Server) notStarted(w *transfer, r *http.Request, e inventory.Event, st 
 			s.noteForeign(r, e, st.reason)
 		case broken:
 			s.noteBroken(r, e, st.err)
-		case holds:
+		case holds, unusable:
 			s.noteHold(r, e, st.reason)
 		}
 	}

@@ -110,12 +110,13 @@ func TestNoUKI(t *testing.T) {
 		{"a stranger", "/boot/52-54-00-00-00-99/talos.efi", nil, http.StatusNotFound, "not registered", []string{"script-served/0/hold"}},
 		{"no MAC", "/boot/x/talos.efi", nil, http.StatusBadRequest, "MAC", nil},
 		{"32 bits", ukiPath + "?arch=i386", nil, http.StatusBadRequest, "architecture", nil},
-		{"no stub", ukiPath, func(r *rack) { r.keeper.view.Image.Stub = inventory.Blob{} }, http.StatusNotFound, "UKI", nil},
+		{"no stub", ukiPath, func(r *rack) { r.keeper.view.Image.Stub = inventory.Blob{} }, http.StatusNotFound, "UKI", []string{"script-served/0/hold"}},
 		{"no image", ukiPath, func(r *rack) { r.keeper.view.Image = nil }, http.StatusNotFound, "not imported", []string{"script-served/0/hold"}},
-		{"a file is gone", ukiPath, func(r *rack) { r.blobs.err = errors.New("gone") }, http.StatusServiceUnavailable, "log", nil},
+		{"a file is gone", ukiPath, func(r *rack) { r.blobs.err = errors.New("gone") }, http.StatusServiceUnavailable, "log", []string{"script-served/0/hold"}},
 		{"config broken", ukiPath, func(r *rack) { r.configs.err = errors.New("secret: s3cr3t") }, http.StatusServiceUnavailable, "no valid config", []string{"script-served/0/hold"}},
 		{"line too long", ukiPath, func(r *rack) { r.configs.line = strings.Repeat("x", 3000) }, http.StatusServiceUnavailable, "no valid config", []string{"script-served/0/install", "script-served/0/hold"}},
 		{"the store is away", ukiPath, func(r *rack) { r.keeper.viewErr = errors.New("disk full") }, http.StatusServiceUnavailable, "inventory", nil},
+		{"nothing starts there", ukiPath, func(r *rack) { r.keeper.view.Machine.SecureBoot = inventory.On }, http.StatusNotFound, "no key here", []string{"script-served/0/hold"}},
 		{"it is to be wiped", ukiPath, func(r *rack) { r.keeper.view.Facts.Reimage = inventory.Reimage{Order: inventory.Order{Ordered: 1}} }, http.StatusServiceUnavailable, "wiped", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {

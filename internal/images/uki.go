@@ -9,9 +9,9 @@ import (
 	"github.com/provisiond/provisiond/internal/uki"
 )
 
-// maxTemplates is how many templates are remembered, some kB each: as many as images are
-// being booted at once.
-const maxTemplates = 16
+// maxTemplates is how many templates are remembered, some kB each: more than there are
+// images. To make one anew takes longer than firmware may wait.
+const maxTemplates = 256
 
 // UKI returns what machines' own UKIs are made of: of the image's UKI, or of its stub,
 // kernel and initramfs. The first time all of these are read; callers that ask at the same

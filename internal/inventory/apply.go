@@ -146,12 +146,17 @@ func applyMachine(f *Facts, e Event) (tells bool) {
 			}
 			f.ConfigHash, f.ConfigAt = e.Hash, e.Time
 			switch {
-			case e.ConfigBy.BlankDisk():
+			case e.ConfigBy == ChannelURL || e.ConfigBy == "": // it asks when its disk is blank
 				f.Holds, f.StagedHash = e.Holds, ""
 			case f.Holds.Cluster == "": // its disk may become that; what is known of it may be still true
 				f.Holds, f.Holds.Guess = e.Holds, e.Holds.Cluster != ""
 			}
 			wiped(f, b, e)
+			return true
+		}
+	case ConfigDeclined:
+		if b := changeBoot(f, e); b != nil && b.ConfigBy == ChannelAPI && b.API.IsZero() {
+			b.Config = time.Time{} // it has none
 			return true
 		}
 	case TokenStolen:
@@ -311,6 +316,7 @@ func apiAnswered(f *Facts, e Event) (tells bool) {
 	if up := e.Stage == StageBooting || e.Stage == StageRunning; up && f.Maintenance != nil {
 		f.Maintenance, tells = nil, true
 	}
+	tells = tookConfig(f, e) || tells
 	tells = notWiped(f, e) || tells
 	if e.SecureBoot != "" {
 		tells = set(&f.SecureBoot, e.SecureBoot) || tells

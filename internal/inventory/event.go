@@ -21,6 +21,7 @@ const (
 	ScriptRefused   Kind = "script-refused"   // somebody else asked for its boot script
 	ApprovalAsked   Kind = "approval-asked"   // waits for a person to approve it
 	ConfigServed    Kind = "config-served"    // was given its machine config
+	ConfigDeclined  Kind = "config-declined"  // did not take the config that its API was given
 	ConfigRefused   Kind = "config-refused"   // asked for a config it may not have
 	TokenStolen     Kind = "token-stolen"     // the token of its boot was shown from an address of somebody else
 	Reported        Kind = "reported"         // said something on its event stream

@@ -26,8 +26,8 @@ type KeeperConfig struct {
 	// MaxStrangers bounds the list of discovered NICs; the one not seen for
 	// longest makes room. 0 means 1024.
 	MaxStrangers int
-	// Signs is set when there is a key here to sign UKIs with.
-	Signs bool
+	// Signs and Asks are described at [View].
+	Signs, Asks bool
 }
 
 // Keeper is the one writer of the inventory. Every change is loaded, decided by
@@ -36,6 +36,7 @@ type KeeperConfig struct {
 type Keeper struct {
 	store   Store
 	signs   bool
+	asks    bool
 	subnets atomic.Pointer[[]Subnet]
 	placing sync.RWMutex // held to register machines, and to change the subnets
 
@@ -57,7 +58,7 @@ func NewKeeper(ctx context.Context, store Store, cfg KeeperConfig) (*Keeper, err
 	if cfg.MaxStrangers == 0 {
 		cfg.MaxStrangers = 1024
 	}
-	k := &Keeper{store: store, signs: cfg.Signs}
+	k := &Keeper{store: store, signs: cfg.Signs, asks: cfg.Asks}
 	k.subnets.Store(&cfg.Subnets)
 	k.notes.wake = make(chan struct{}, 1)
 	k.strangers.max = cfg.MaxStrangers
@@ -301,7 +302,7 @@ func (k *Keeper) complete(ctx context.Context, rec Record, arch Arch) (*View, er
 	if err != nil {
 		return nil, err
 	}
-	v := &View{Machine: &m, Signs: k.signs}
+	v := &View{Machine: &m, Signs: k.signs, Asks: k.asks}
 	v.Facts, err = getJSON[Facts](ctx, k.store, Key{BucketFacts, m.Name})
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, err

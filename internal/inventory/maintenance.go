@@ -68,9 +68,9 @@ func confirmMaintenance(f *Facts, e Event) (tells bool, err error) {
 // has started it by hand.
 func maintenanceBoot(f *Facts, e Event) *Boot {
 	b := f.Current()
-	again := b != nil && b.Fingerprint != "" && b.Fingerprint == e.Fingerprint
-	netbooted := b != nil && b.Way == BySigned && b.Config.IsZero() && b.API.IsZero()
-	if again || netbooted {
+	// Not by the fingerprint: Talos makes another key when its addresses or its clock
+	// change (internal/app/machined/pkg/controllers/secrets/api.go).
+	if b != nil && b.API.IsZero() && (b.ConfigBy == ChannelAPI || b.Way == BySigned) {
 		b = f.change(0)
 	} else {
 		b = begin(f, e)
@@ -84,7 +84,7 @@ func maintenanceBoot(f *Facts, e Event) *Boot {
 // config there.
 func (f *Facts) maintained() bool {
 	b := f.Current()
-	return f.Maintenance != nil && (b == nil || b.Fingerprint != f.Maintenance.Fingerprint)
+	return f.Maintenance != nil && (b == nil || b.ConfigBy != ChannelAPI || b.Config.IsZero() || !b.API.IsZero())
 }
 
 // AddressesOf lists where NICs can be reached: at a stable address, their leases, and the

@@ -44,9 +44,17 @@ func TestByHand(t *testing.T) {
 	if again := story(t, v, elsewhere); again.Facts.Alarm() != "" {
 		t.Errorf("another address of the same key is an alarm: %s", again.Facts.Alarm())
 	}
-	if again := story(t, v, byHand("other")[1]); again.Facts.Current().Number != 2 || again.Facts.Current().Fingerprint != "other" {
-		t.Errorf("started again: %+v", again.Facts.Current())
+	if again := story(t, v, byHand("other")[1]); again.Facts.Current().Number != 1 || again.Facts.Current().Fingerprint != "other" {
+		t.Errorf("it made another key: %+v", again.Facts.Current())
 	}
+	v = story(t, v, Event{Kind: ConfigDeclined, Boot: 1, Time: t0.Add(time.Minute)})
+	if b := v.Facts.Current(); !b.Config.IsZero() || !v.Facts.fetched().IsZero() {
+		t.Errorf("it did not take its config: %+v", b)
+	}
+	if s := DefaultPatience().PhaseOf(v, t0.Add(time.Minute)); s.Phase != PhaseConfiguring {
+		t.Errorf("it waits on, and is %+v", s)
+	}
+	v = story(t, v, start[1])
 	v = story(t, v, later)
 	if v.Facts.Install.Outstanding() || v.Facts.Maintenance != nil || !v.Facts.Ready {
 		t.Errorf("its API answers: %+v", v.Facts)

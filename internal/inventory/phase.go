@@ -167,6 +167,8 @@ func bootProgress(v View) State {
 	f := &v.Facts
 	b := f.Current()
 	switch {
+	case f.maintained() && b != nil && b.ConfigBy == ChannelAPI && b.API.IsZero() && f.ConfigErrorHash == f.ConfigHash && f.ConfigError != "" && !f.ConfigErrorAt.Before(b.Started):
+		return State{Phase: PhaseFailed, Since: f.ConfigErrorAt, Reason: f.ConfigError}
 	case f.maintained():
 		return State{Phase: PhaseConfiguring, Since: f.Maintenance.Since, Reason: "waits in maintenance mode: " + f.Maintenance.Reason}
 	case b == nil && f.APIAt.IsZero():

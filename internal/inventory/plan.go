@@ -44,6 +44,8 @@ type View struct {
 	Wanted string
 	// Signs is set when there is a key here to sign UKIs with.
 	Signs bool
+	// Asks is set when machines that wait in maintenance mode are looked for.
+	Asks bool
 
 	epoch uint64 // of the views it may be kept in
 }

@@ -265,9 +265,27 @@ func wiped(f *Facts, b *Boot, e Event) {
 	if b.Plan == Install {
 		b.Order = f.Install.Ordered
 	}
+	if e.ConfigBy == ChannelAPI {
+		return // it may not take it: tookConfig
+	}
 	if r := &f.Reimage; r.Outstanding() && !e.stale {
 		r.Done, r.DoneAt, r.Reason = r.Ordered, e.Time, "its disk was blank when it fetched its config"
 	}
+}
+
+// tookConfig takes an answer of the API as proof that the machine installed what it was
+// given in maintenance mode: it has no config there, and runs one of our CA since.
+func tookConfig(f *Facts, e Event) bool {
+	b := f.Current()
+	if b == nil || b.ConfigBy != ChannelAPI || b.Config.IsZero() || !b.API.IsZero() || e.stale ||
+		e.Stage != StageBooting && e.Stage != StageRunning || !e.Asked.IsZero() && e.Asked.Before(b.Config) {
+		return false
+	}
+	f.Holds, f.StagedHash = e.Holds, ""
+	if r := &f.Reimage; r.Outstanding() {
+		r.Done, r.DoneAt, r.Reason = r.Ordered, e.Time, "it runs what it was given in maintenance mode, where it had no config"
+	}
+	return true
 }
 
 // notWiped takes an answer of the API as proof that the wipe that was asked for did not

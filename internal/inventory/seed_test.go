@@ -96,7 +96,7 @@ func TestSeedIsNoProof(t *testing.T) {
 		// The seed of the first install is still there.
 		v.Facts.Boots[0].Client, v.Facts.Boots[0].Order = Seed, 1
 		v = story(t, v, Event{Kind: ConfigServed, Time: t0.Add(2 * time.Hour), Boot: v.Facts.Current().Number, Hash: "h2", ConfigBy: by})
-		if done := !v.Facts.Reimage.Outstanding(); done != by.BlankDisk() {
+		if done := !v.Facts.Reimage.Outstanding(); done != (by == ChannelURL) {
 			t.Errorf("%s: the reimage is done: %t", by, done)
 		}
 		v = story(t, v, Event{Kind: APIAnswered, Stage: StageRunning, Ready: true, Time: t0.Add(3 * time.Hour)})
@@ -135,5 +135,23 @@ func TestSeedAlarm(t *testing.T) {
 		if got := v.Facts.Alarm() != ""; got != c.alarm {
 			t.Errorf("%s, then from %s: alarm %q", c.by, c.second, v.Facts.Alarm())
 		}
+	}
+}
+
+// TestDeclinedIsNoProof: a machine that was to be wiped waits in maintenance mode because its
+// disk was away, and does not take its config. It runs what it ran before: nothing was wiped.
+func TestDeclinedIsNoProof(t *testing.T) {
+	v := story(t, registered(), netboot()...)
+	v = story(t, v,
+		Event{Kind: APIAnswered, Stage: StageRunning, Ready: true, Time: t0.Add(30 * time.Minute), Asked: t0.Add(30 * time.Minute)},
+		Event{Kind: ReimageOrdered, Time: t0.Add(time.Hour)}, Event{Kind: ReimageCleared, Time: t0.Add(time.Hour)}, Event{Kind: WipeClaimed, Time: t0.Add(time.Hour)},
+		Event{Kind: ConfigServed, Time: t0.Add(2 * time.Hour), Hash: "h2", ConfigBy: ChannelAPI, Fingerprint: "key"},
+		Event{Kind: ConfigDeclined, Time: t0.Add(2 * time.Hour), Hash: "h2"})
+	if b := v.Facts.Current(); b.ConfigBy != ChannelAPI || !b.Config.IsZero() || !v.Facts.Reimage.Outstanding() {
+		t.Fatalf("%+v", b)
+	}
+	v = story(t, v, Event{Kind: APIAnswered, Stage: StageRunning, Ready: true, Time: t0.Add(3 * time.Hour), Asked: t0.Add(3 * time.Hour)})
+	if r := v.Facts.Reimage; !r.Outstanding() || r.Claimed() {
+		t.Errorf("it runs what it ran before, and its reimage is %+v", r)
 	}
 }

@@ -115,15 +115,22 @@ func PlanWay(v View, c Client) (Way, string) {
 
 // waySecure is PlanWay for firmware that boots over HTTP and starts signed programs only.
 func waySecure(v View) (Way, string) {
+	own, vendors := v.Image != nil && v.Image.HasUKI(), v.Image != nil && v.Image.Signed.SHA256 != ""
 	switch {
 	case v.Machine.Boot == ByIPXE:
 		return ByIPXE, v.Machine.Name + " is registered so; Secure Boot is on, so that its iPXE has to be signed"
 	case v.Facts.toBeWiped():
 		return "", "Secure Boot is on: it is wiped over its own API, or by a signed iPXE if it is registered with boot: ipxe; a UKI cannot wait for its turn"
-	case v.Signs && v.Image != nil && v.Image.HasUKI():
+	case v.Signs && own && !(v.Facts.failing(ByUKI) && vendors && v.Asks && !(v.Facts.failing(BySigned) && v.Facts.lastWay() == BySigned)):
 		return ByUKI, "Secure Boot is on, and its UKI is signed with our key"
-	case v.Image != nil && v.Image.Signed.SHA256 != "":
+	case vendors && v.Asks && v.Signs && own:
+		return BySigned, fmt.Sprintf("the last %d boots by %s got no config, perhaps because its firmware does not trust our certificate: it gets the vendor's UKI, and its config over its own API", wayTries, ByUKI)
+	case vendors && v.Asks && v.Signs:
+		return BySigned, fmt.Sprintf("Secure Boot is on, and image %s has neither a UKI nor a stub to make its own of: it gets the vendor's, and its config over its own API", v.Wanted)
+	case vendors && v.Asks:
 		return BySigned, "Secure Boot is on and there is no key here to sign its own UKI with: it gets the vendor's, and its config over its own API"
+	case vendors:
+		return "", "Secure Boot is on: the vendor's UKI would start, but nobody would give it its config (maintenance.enabled is false)"
 	case v.Signs:
 		return "", fmt.Sprintf("Secure Boot is on, and image %s has neither a UKI nor a stub to make a signed one of", v.Wanted)
 	}

@@ -24,6 +24,7 @@ func TestPlanWay(t *testing.T) {
 		wants  Way
 		secure bool
 		off    bool
+		deaf   bool
 		facts  Facts
 		client Client
 		image  *Image
@@ -54,7 +55,10 @@ func TestPlanWay(t *testing.T) {
 		"held, which is no try":        {client: FirmwareHTTP, image: full, facts: Facts{Boots: []*Boot{now, {Way: ByUKI, Plan: Hold}, u}}, want: ByUKI},
 		"registered, failed twice":     {client: FirmwareHTTP, image: full, wants: ByIPXE, facts: Facts{Boots: []*Boot{now, i, i}}, want: ByUKI},
 		"signed by us":                 {client: FirmwareHTTP, image: full, secure: true, signs: true, want: ByUKI, says: "signed with our key"},
-		"nothing else starts":          {client: FirmwareHTTP, image: full, secure: true, signs: true, facts: Facts{Boots: []*Boot{now, u, u}}, want: ByUKI},
+		"not enrolled, it seems":       {client: FirmwareHTTP, image: full, secure: true, signs: true, facts: Facts{Boots: []*Boot{now, u, u}}, want: BySigned, says: "trust our certificate"},
+		"and the vendor's fails":       {client: FirmwareHTTP, image: full, secure: true, signs: true, facts: Facts{Boots: []*Boot{now, boot(BySigned, false), boot(BySigned, false), u, u}}, want: ByUKI},
+		"nobody would ask it":          {client: FirmwareHTTP, image: full, secure: true, deaf: true, want: "", says: "maintenance.enabled"},
+		"nothing else starts":          {client: FirmwareHTTP, image: &Image{UKI: blob}, secure: true, signs: true, facts: Facts{Boots: []*Boot{now, u, u}}, want: ByUKI},
 		"signed by us, and wiped":      {client: FirmwareHTTP, image: full, secure: true, signs: true, facts: Facts{Reimage: wipe}, want: "", says: "wiped over its own API"},
 		"a signed iPXE":                {client: FirmwareHTTP, image: full, secure: true, wants: ByIPXE, facts: Facts{Reimage: wipe}, want: ByIPXE, says: "has to be signed"},
 		"by what Talos said":           {client: FirmwareHTTP, image: full, facts: Facts{SecureBoot: On}, want: BySigned, says: "no key here"},
@@ -66,7 +70,7 @@ func TestPlanWay(t *testing.T) {
 		"the vendor's has no wipe":     {client: FirmwareHTTP, image: full, secure: true, facts: Facts{Reimage: wipe}, want: "", says: "wiped over its own API"},
 		"nothing signed, no key":       {client: FirmwareHTTP, image: &Image{UKI: blob}, secure: true, want: "", says: "has no signed one"},
 		"a key, and nothing to sign":   {client: FirmwareHTTP, image: none, secure: true, signs: true, want: "", says: "neither a UKI nor a stub"},
-		"a key; the vendor's is there": {client: FirmwareHTTP, image: &Image{Signed: blob}, secure: true, signs: true, want: BySigned},
+		"a key; the vendor's is there": {client: FirmwareHTTP, image: &Image{Signed: blob}, secure: true, signs: true, want: BySigned, says: "neither a UKI nor a stub"},
 	} {
 		var secure Switch
 		if tc.secure {
@@ -75,7 +79,7 @@ func TestPlanWay(t *testing.T) {
 		if tc.off {
 			secure = Off
 		}
-		v := View{Machine: &Machine{Name: "m", Boot: tc.wants, SecureBoot: secure}, Facts: tc.facts, Image: tc.image, Wanted: "v1/default/amd64", Signs: tc.signs}
+		v := View{Machine: &Machine{Name: "m", Boot: tc.wants, SecureBoot: secure}, Facts: tc.facts, Image: tc.image, Wanted: "v1/default/amd64", Signs: tc.signs, Asks: !tc.deaf}
 		if got, why := PlanWay(v, tc.client); got != tc.want || !strings.Contains(why, tc.says) {
 			t.Errorf("%s: %q because %q, want %q because of %q", name, got, why, tc.want, tc.says)
 		}

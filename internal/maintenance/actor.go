@@ -554,11 +554,20 @@ func (a *Actor) give(ctx context.Context, s *sight, to step, text []byte) error 
 	outcome, err := a.Talos.Apply(calling, s.addr, s.Fingerprint, text)
 	a.counts.configs.WithLabelValues(string(outcome)).Inc()
 	log.Info().Str("sha256", s.hash).Str("outcome", string(outcome)).AnErr("detail", err).Msg("config given in maintenance mode")
-	if outcome != Refused {
-		return nil // a machine that waits still is seen to
+	if outcome == Accepted || outcome == Unknown {
+		return nil // one that waits still is seen to
 	}
 	// Whatever becomes of ctx: the answer is here.
-	_, err = a.Inventory.Record(context.WithoutCancel(ctx), inventory.Event{Kind: inventory.Reported, Machine: to.machine, Peer: s.addr, Error: err.Error()})
+	ctx = context.WithoutCancel(ctx)
+	a.note(s, to, audit.Failed, fmt.Sprintf("config %.12s was not taken: %s", s.hash, outcome))
+	no := inventory.Event{Kind: inventory.ConfigDeclined, Machine: to.machine, MAC: to.mac, Peer: s.addr, Fingerprint: s.Fingerprint, Hash: s.hash, Message: "did not take its config: " + string(outcome)}
+	if b := after.Facts.Current(); b != nil {
+		no.Boot = b.Number
+	}
+	if _, failed := a.Inventory.Record(ctx, no); failed != nil || outcome != Refused {
+		return failed
+	}
+	_, err = a.Inventory.Record(ctx, inventory.Event{Kind: inventory.Reported, Machine: to.machine, Peer: s.addr, Error: err.Error()})
 	return err
 }
 

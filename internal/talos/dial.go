@@ -84,14 +84,15 @@ func (c *Client) with(ctx context.Context, s *inventory.Secrets, addr netip.Addr
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotReached, err)
 	}
-	return c.over(conn, target, f)
+	return c.over(conn, f)
 }
 
 // over runs f on a connection, and closes it.
-func (c *Client) over(conn net.Conn, target string, f func(*grpc.ClientConn) error) error {
+func (c *Client) over(conn net.Conn, f func(*grpc.ClientConn) error) error {
 	defer conn.Close() //nolint:errcheck // gRPC has closed it
 	var used atomic.Bool
-	g, err := grpc.NewClient("passthrough:///"+target,
+	// The name is nobody's, since gRPC takes the zone of an address for an escape.
+	g, err := grpc.NewClient("passthrough:///machine",
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // inside our own TLS
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
 			if used.Swap(true) {

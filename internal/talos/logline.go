@@ -71,7 +71,7 @@ func parseKernelLine(b []byte) (LogLine, error) {
 // maxUptime is more than any kernel lives.
 const maxUptime = 100 * 365 * 24 * time.Hour
 
-// secretWords are what a line may hold of them. The first is the token of a boot in
+// secretWords are what a line may hold of them. The first two are the token of a boot in
 // the URL of its config, which is on the kernel line and in Talos' own words when
 // it fetches; an operator may have put the others there.
 var secretWords = []struct {
@@ -80,6 +80,7 @@ var secretWords = []struct {
 	replace string
 }{
 	{"/config/", regexp.MustCompile(`(/config/(?:[0-9A-Fa-f]{2}(?::|%3[Aa]|-)){5}[0-9A-Fa-f]{2}/)[^\s"'\\]+`), `${1}[token]`},
+	{"/seed/", regexp.MustCompile(`(/seed/(?:[0-9A-Fa-f]{2}(?::|%3[Aa]|-)){5}[0-9A-Fa-f]{2}/)[^\s"'\\/]+`), `${1}[token]`},
 	{"talos.config.", regexp.MustCompile(`(\btalos\.config\.(?:early|inline|oauth\.client_secret)=)[^\s"'\\]+`), `${1}[secret]`},
 	{"@", regexp.MustCompile(`(://)[^\s/@"'\\]+@`), `${1}[secret]@`},
 	{"=", regexp.MustCompile(`(?i)([?&](?:token|secret|password|key)=)[^\s&"'\\]+`), `${1}[secret]`},

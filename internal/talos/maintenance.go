@@ -165,10 +165,19 @@ func (c *Client) ApplyMaintenance(ctx context.Context, addr netip.Addr, seen str
 		outcome = Denied
 	}
 	if err != nil {
-		err = fmt.Errorf("applying a config to %s in maintenance mode: %w", addr, shortened(err))
+		err = &saidError{oneLine(redactLine(fmt.Sprintf("applying a config to %s in maintenance mode: %v", addr, shortened(err)))), err}
 	}
 	return details, outcome, err
 }
+
+// saidError is an error with the words of a machine in it, of which anyone may be the author.
+type saidError struct {
+	text string
+	err  error
+}
+
+func (e *saidError) Error() string { return e.text }
+func (e *saidError) Unwrap() error { return e.err }
 
 var errOtherKey = errors.New("another certificate answers than the one that was seen before")
 
@@ -192,7 +201,7 @@ func (c *Client) unproven(ctx context.Context, addr netip.Addr, verify func(tls.
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotReached, err)
 	}
-	return c.over(&limitedConn{conn, maxSaid}, target, f)
+	return c.over(&limitedConn{conn, maxSaid}, f)
 }
 
 // limitedConn is a connection that breaks once too much was read from it. Only one reads at a
