@@ -165,7 +165,7 @@ func (c *Client) ApplyMaintenance(ctx context.Context, addr netip.Addr, seen str
 		outcome = Denied
 	}
 	if err != nil {
-		err = &saidError{oneLine(redactLine(fmt.Sprintf("applying a config to %s in maintenance mode: %v", addr, shortened(err)))), err}
+		err = &saidError{oneLine(redactLine(clip(fmt.Sprintf("applying a config to %s in maintenance mode: %v", addr, shortened(err))))), err}
 	}
 	return details, outcome, err
 }

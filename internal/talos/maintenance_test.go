@@ -85,6 +85,31 @@ func TestMaintenance(t *testing.T) {
 	}
 }
 
+// TestMaintenanceOnALink asks at an address with a zone, as all link-local ones have.
+func TestMaintenanceOnALink(t *testing.T) {
+	conf, print := selfSigned(t)
+	f := &fakeMachine{}
+	f.about = append(f.about, nicStatus("eth0", "", mac(1), mac(1)))
+	c := f.serve(t, conf, machineStatus(runtime.MachineStageMaintenance, true))
+	if m, err := c.Maintenance(t.Context(), loopback.WithZone("lo")); err != nil || m.Fingerprint != print {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
+// TestRefusalIsCleaned: what a machine says of a config is kept, so it is short, and has no
+// values of the config in it.
+func TestRefusalIsCleaned(t *testing.T) {
+	conf, print := selfSigned(t)
+	f := &fakeMachine{}
+	c := f.serve(t, conf, machineStatus(runtime.MachineStageMaintenance, true))
+	said := status.Error(codes.InvalidArgument, "unknown keys found during decoding:\nmachine:\n    secret: s3cr3t\n"+strings.Repeat("x", 1<<20))
+	f.apply = func(context.Context, *machineapi.ApplyConfigurationRequest) (*machineapi.ApplyConfiguration, error) { return nil, said }
+	_, outcome, err := c.ApplyMaintenance(t.Context(), loopback, print, []byte("machine: {}"))
+	if outcome != Refused || err == nil || len(err.Error()) > 4096 || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "s3cr3t") {
+		t.Errorf("%s: %d bytes: %.300v", outcome, len(err.Error()), err)
+	}
+}
+
 // TestMaintenanceBadInput: what a stranger says is believed within bounds.
 func TestMaintenanceBadInput(t *testing.T) {
 	conf, _ := selfSigned(t)
