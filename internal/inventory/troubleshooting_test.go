@@ -50,7 +50,7 @@ func TestTroubleshooting(t *testing.T) {
 	for _, of := range []struct {
 		file, function string
 		least          int
-	}{{"phase.go", "stallReason", 12}, {"phase.go", "PhaseOf", 1}, {"plan.go", "planAction", 6}} {
+	}{{"phase.go", "stallReason", 12}, {"phase.go", "PhaseOf", 1}, {"plan.go", "planAction", 6}, {"way.go", "PlanWay", 7}, {"way.go", "waySecure", 6}} {
 		all := reasons(t, of.file, of.function)
 		if len(all) < of.least {
 			t.Errorf("%s has the texts %q, fewer than %d", of.function, all, of.least)
