@@ -74,6 +74,7 @@ func TestForgery(t *testing.T) {
 		for path, form := range map[string]url.Values{
 			"/approve": {"code": {codeWeb}, "decision": {"approve"}}, "/logout": nil, "/login": {"token": {token}},
 			"/machines/w-1/reimage": nil, "/machines/w-1/remove": {"rev": {"1"}, "force": {"yes"}}, "/machines/act": {"act": {"reimage"}, "machine": {"w-1"}}, "/machines/w-1/apply": {"mode": {"auto"}, "confirmed": {"yes"}},
+			"/machines/w-1/seed": nil, "/machines/w-1/iso": nil, "/machines/w-1/maintenance": {"fingerprint": {onConsole}},
 		} {
 			if got := b.post(path, form); got.code != 403 || len(got.header.Values("Set-Cookie")) > 0 {
 				t.Errorf("%s, %s: %d %s", what, path, got.code, got.text)

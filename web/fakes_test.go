@@ -220,3 +220,26 @@ func (g fakeGuards) Release(ctx context.Context, v inventory.View, destroy bool)
 func (fakeGuards) Foresee(context.Context, inventory.View) (via inventory.Via, waits string, err error) {
 	return inventory.ViaNetboot, "its API does not answer", nil
 }
+
+// fakeSeeds are at URLs with the token of their boot.
+type fakeSeeds struct{}
+
+func (fakeSeeds) Check(_ context.Context, v inventory.View, _ bool) error {
+	return inventory.CheckSeed(v)
+}
+
+func (fakeSeeds) URLs(v inventory.View) api.Seed {
+	b := v.Facts.Current()
+	at := "http://[2001:db8::2]:8080/seed/" + string(b.MAC) + "/" + b.Token + "/"
+	seed := api.Seed{Machine: v.Machine.Name, Boot: b.Number, MetalISO: at + "metal.iso", NoCloudISO: at + "cidata.iso", Until: b.Started.Add(24 * time.Hour)}
+	if b.For.IsValid() {
+		seed.For, seed.NoCloudReason = b.For.String(), "told elsewhere"
+	} else {
+		seed.NoCloud, seed.Serial = at, "ds=nocloud-net;s="+at
+	}
+	return seed
+}
+
+func (fakeSeeds) ISO(_ context.Context, v inventory.View, format string) ([]byte, string, error) {
+	return []byte(format + " of " + v.Machine.Name), "c0ffee", nil
+}

@@ -11,8 +11,10 @@ import (
 	"context"
 	"embed"
 	"errors"
+	"mime"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -101,6 +103,11 @@ func New(cfg Config, operators *admin.Server, log zerolog.Logger) *Pages {
 		"POST /machines/{name}/edit/check":                 {inventory.AccessOperate, p.checkEdit},
 		"GET /machines/{name}/remove":                      {inventory.AccessOperate, p.askRemove},
 		"POST /machines/{name}/remove":                     {inventory.AccessOperate, p.remove},
+		"GET /machines/{name}/maintenance":                 {inventory.AccessOperate, p.askMaintenance},
+		"POST /machines/{name}/maintenance":                {inventory.AccessOperate, p.confirmMaintenance},
+		"GET /machines/{name}/seed":                        {inventory.AccessAdmin, p.askSeed},
+		"POST /machines/{name}/seed":                       {inventory.AccessAdmin, p.seed},
+		"POST /machines/{name}/iso":                        {inventory.AccessAdmin, p.iso},
 		"GET /machines/act":                                {inventory.AccessOperate, p.askAct},
 		"POST /machines/act":                               {inventory.AccessOperate, p.actOn},
 		"GET /subnets":                                     {inventory.AccessRead, p.subnets},
@@ -168,6 +175,21 @@ type page struct {
 	status      int    // 0: 200
 	live        string // where its parts are kept up to date; empty: they are not
 	to          string // where what was done shows, instead of all this
+	file        *file  // what is downloaded, instead of all this
+}
+
+// file is saved by a browser, not shown.
+type file struct {
+	name, kind string // kind: its media type
+	content    []byte
+}
+
+func (f *file) send(w http.ResponseWriter) {
+	h := w.Header()
+	h.Set("Content-Type", f.kind)
+	h.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": f.name}))
+	h.Set("Content-Length", strconv.Itoa(len(f.content)))
+	_, _ = w.Write(f.content) // the client's loss
 }
 
 // view is what every template has.
@@ -203,11 +225,14 @@ func (p *Pages) toPeople(role inventory.Access, show func(*http.Request) (*page,
 			p.refuse(w, r, err)
 			return
 		}
-		if answer.to != "" {
+		switch {
+		case answer.to != "":
 			http.Redirect(w, r, answer.to, http.StatusSeeOther)
-			return
+		case answer.file != nil:
+			answer.file.send(w)
+		default:
+			p.write(w, r, answer)
 		}
-		p.write(w, r, answer)
 	}
 }
 

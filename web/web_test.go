@@ -110,7 +110,7 @@ func newSite(t testing.TB, oidc *OIDC) *site {
 	}
 	now := func() time.Time { return time.Now().Add(time.Duration(s.late.Load())) }
 	logger := zerolog.New(s.logs)
-	server := admin.New(admin.Config{Version: "v0.0.0-test", Trail: s.trail, CA: s.ca, Now: now, MaxWatchers: followers, Logs: s.hall, Transfers: s.hall, Running: s.hall, Settings: settingsOfTests, Pages: func(a *admin.Server) http.Handler {
+	server := admin.New(admin.Config{Version: "v0.0.0-test", Trail: s.trail, CA: s.ca, Now: now, MaxWatchers: followers, Logs: s.hall, Transfers: s.hall, Running: s.hall, Seeds: fakeSeeds{}, Settings: settingsOfTests, Pages: func(a *admin.Server) http.Handler {
 		s.pages = New(Config{OIDC: oidc, Now: now}, a, logger)
 		s.calls = &calls{to: a.Inside(), late: &s.late}
 		if s.pages.api, err = client.New("http://provisiond", client.Options{Transport: s.calls}); err != nil {
