@@ -22,7 +22,15 @@ type imagesData struct {
 type imageRow struct{ Image api.Image }
 
 // Size is that of its files together, in bytes.
-func (r imageRow) Size() int64 { return r.Image.Kernel.Size + r.Image.Initramfs.Size }
+func (r imageRow) Size() int64 {
+	size := r.Image.Kernel.Size + r.Image.Initramfs.Size
+	for _, more := range []*api.Blob{r.Image.UKI, r.Image.Stub, r.Image.Signed} {
+		if more != nil {
+			size += more.Size
+		}
+	}
+	return size
+}
 
 // Unused reports whether no machine and no cluster would netboot it.
 func (r imageRow) Unused() bool { return r.Image.Use.Clusters+r.Image.Use.Machines == 0 }

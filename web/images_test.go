@@ -32,7 +32,20 @@ func TestImages(t *testing.T) {
 	}
 	s.image("v1.13.6", inventory.AMD64)
 	s.image("v1.12.0", inventory.AMD64)
+	img := &inventory.Image{Version: "v1.11.0", Arch: inventory.AMD64, UKI: inventory.Blob{SHA256: strings.Repeat("c", 64), Size: 101 << 20}, Signed: inventory.Blob{SHA256: strings.Repeat("d", 64), Size: 102 << 20}}
+	img.Kernel, img.Initramfs = inventory.Blob{SHA256: strings.Repeat("a", 64), Size: 20 << 20}, inventory.Blob{SHA256: strings.Repeat("b", 64), Size: 80 << 20}
+	if err := s.keeper.PutImage(t.Context(), img); err != nil {
+		t.Fatal(err)
+	}
+	stubbed := *img
+	stubbed.Version, stubbed.UKI, stubbed.Signed, stubbed.Stub = "v1.10.0", inventory.Blob{}, inventory.Blob{}, inventory.Blob{SHA256: strings.Repeat("e", 64), Size: 1 << 17}
+	if err := s.keeper.PutImage(t.Context(), &stubbed); err != nil {
+		t.Fatal(err)
+	}
 	got := b.get("/images")
+	if !got.has("80 MiB, no UKI</span>", "80 MiB, UKI 101 MiB, vendor's signed UKI 102 MiB</span>", "303 MiB", "stub for UKIs 128 KiB</span>") {
+		t.Errorf("%s", got.text)
+	}
 	if got.code != 200 || !got.has("100 MiB", `<a href="/clusters/store">store</a>, <a href="/clusters/web">web</a>`, `<a href="/machines/w-1">w-1</a>, <a href="/machines/w-2">w-2</a>`,
 		`href="/images/v1.12.0/default/amd64/delete"`) || got.has(`href="/images/v1.13.6/default/amd64/delete"`, "Wanted") {
 		t.Errorf("%d %s", got.code, got.text)
@@ -54,7 +67,7 @@ func TestImages(t *testing.T) {
 		t.Errorf("%d %s", got.code, got.text)
 	}
 	all, err := s.keeper.Images(t.Context())
-	if err != nil || len(all) != 1 || all[0].Version != "v1.13.6" {
+	if err != nil || len(all) != 3 {
 		t.Errorf("%+v, %v", all, err)
 	}
 	if got = b.get("/images/v1.12.0/default/amd64/delete"); got.code != 404 {
