@@ -3,12 +3,15 @@ package uki_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"testing"
 	"testing/iotest"
 
+	"github.com/provisiond/provisiond/internal/uki"
 	"github.com/provisiond/provisiond/internal/uki/ukitest"
 )
 
@@ -136,4 +139,63 @@ func TestOpenRefuses(t *testing.T) {
 	if _, err := io.ReadAll(r); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("the file was cut while it was read: %v", err)
 	}
+}
+
+// TestManyAtOnce has 1,000 UKIs open, each of its own machine: they cost little memory,
+// and the files are closed with them.
+func TestManyAtOnce(t *testing.T) {
+	const machines, most = 1000, 16 << 10 // bytes of each; the line and a signature have 3.5 kB
+	m := assemble(t, ukitest.Stub("amd64").Bytes(), ukitest.Kernel("amd64", 1<<20), ukitest.Noise("initrd", 8<<20), "ID=talos\n", "6.18")
+	fdsBefore, heapBefore := openFiles(t), heap()
+	readers := make([]*uki.Reader, machines)
+	for i := range readers {
+		image, err := m.Make(fmt.Sprint(line, i), signer{1480})
+		if err != nil {
+			t.Fatal(err)
+		}
+		files := make([]*os.File, len(m.paths))
+		for j, path := range m.paths {
+			if files[j], err = os.Open(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if readers[i], err = image.Open(files...); err != nil {
+			t.Fatal(err)
+		}
+		// As far as firmware has read when it hangs up.
+		if _, err := readers[i].Read(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if each := (heap() - heapBefore) / machines; each > most {
+		t.Errorf("a UKI costs %d bytes of memory, want at most %d", each, most)
+	}
+	if n := openFiles(t) - fdsBefore; n != machines*len(m.paths) {
+		t.Errorf("%d files are open for %d UKIs of %d files", n, machines, len(m.paths))
+	}
+	for _, r := range readers {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := openFiles(t) - fdsBefore; n != 0 {
+		t.Errorf("%d files are open when all are closed", n)
+	}
+}
+
+// heap is how many bytes are in use.
+func heap() int64 {
+	runtime.GC()
+	var s runtime.MemStats
+	runtime.ReadMemStats(&s)
+	return int64(s.HeapAlloc)
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
 }
