@@ -103,7 +103,9 @@ func TestRefusalIsCleaned(t *testing.T) {
 	f := &fakeMachine{}
 	c := f.serve(t, conf, machineStatus(runtime.MachineStageMaintenance, true))
 	said := status.Error(codes.InvalidArgument, "unknown keys found during decoding:\nmachine:\n    secret: s3cr3t\n"+strings.Repeat("x", 1<<20))
-	f.apply = func(context.Context, *machineapi.ApplyConfigurationRequest) (*machineapi.ApplyConfiguration, error) { return nil, said }
+	f.apply = func(context.Context, *machineapi.ApplyConfigurationRequest) (*machineapi.ApplyConfiguration, error) {
+		return nil, said
+	}
 	_, outcome, err := c.ApplyMaintenance(t.Context(), loopback, print, []byte("machine: {}"))
 	if outcome != Refused || err == nil || len(err.Error()) > 4096 || strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "s3cr3t") {
 		t.Errorf("%s: %d bytes: %.300v", outcome, len(err.Error()), err)
