@@ -46,7 +46,7 @@ type Machine struct {
 // Progress is a boot file on its way to a machine.
 type Progress struct {
 	Step  string    `json:"step" enum:"kernel,initramfs"`
-	Sent  int64     `json:"sent" doc:"Bytes of it that were sent, in steps of up to 4 MB; of a range, from the start of the file"`
+	Sent  int64     `json:"sent" doc:"Bytes of it that were sent, in steps of up to 512 KB; of a range, from the start of the file"`
 	Size  int64     `json:"size" doc:"Bytes of the whole file"`
 	Since time.Time `json:"since" doc:"When it asked for it"`
 }

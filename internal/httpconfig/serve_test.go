@@ -112,15 +112,17 @@ func TestSendfile(t *testing.T) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.from) != 1 {
-		t.Fatalf("ReadFrom was called %d times, want once for 3 MB", len(w.from))
+	if want := len(r.kernel) / piece; len(w.from) != want {
+		t.Errorf("ReadFrom was called %d times, want %d for 3 MB", len(w.from), want)
 	}
-	limited, ok := w.from[0].(*io.LimitedReader)
-	if !ok {
-		t.Fatalf("sent from %T", w.from[0])
-	}
-	if _, ok := limited.R.(*os.File); !ok {
-		t.Errorf("sent from a LimitedReader of %T, not of a file", limited.R)
+	for _, from := range w.from {
+		limited, ok := from.(*io.LimitedReader)
+		if !ok {
+			t.Fatalf("sent from %T", from)
+		}
+		if _, ok := limited.R.(*os.File); !ok {
+			t.Errorf("sent from a LimitedReader of %T, not of a file", limited.R)
+		}
 	}
 }
 
@@ -188,6 +190,15 @@ func TestStalledPeer(t *testing.T) {
 	}
 	if got := r.keeper.kinds(); len(got) != 0 {
 		t.Errorf("recorded %v", got)
+	}
+}
+
+// TestManyShareALink: 1,000 machines that share 1 Gbit/s, one with a quarter of what another
+// has, are none that stopped reading.
+func TestManyShareALink(t *testing.T) {
+	slowest := piece * 8 / newRack(t).Server.config.Stall.Seconds()
+	if share := 1e9 / 1000 / 4.0; slowest > share {
+		t.Errorf("a peer of less than %.0f bit/s is cut off: want %.0f", slowest, share)
 	}
 }
 

@@ -45,7 +45,7 @@ type Config struct {
 	// fetched; 24 h by default.
 	TokenWindow time.Duration
 	// Stall is how long a peer may take to accept a piece of an answer, at most
-	// 4 MB, before its connection is closed; 30 s by default.
+	// 512 KB, before its connection is closed; 30 s by default.
 	Stall time.Duration
 }
 

@@ -10,8 +10,9 @@ import (
 )
 
 // piece is how much is sent before the deadline of a connection is moved on: at
-// 30 s for 4 MB, a peer may be as slow as 1.1 Mbit/s.
-const piece = 4 << 20
+// 30 s for 512 KB, a peer may be as slow as 140 kbit/s, so that 1,000 of them may share
+// a link of 1 Gbit/s, not all alike. Larger pieces cost no less.
+const piece = 512 << 10
 
 // transfer is a ResponseWriter for large files. It moves the connection's
 // deadline on with every piece, so that a slow peer gets all of a file and one
