@@ -187,8 +187,10 @@ func ReadConfig(path string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if !filepath.IsAbs(cfg.Key) {
-		cfg.Key = filepath.Join(filepath.Dir(path), cfg.Key)
+	for _, name := range []*string{&cfg.Key, &cfg.SecureBootKey, &cfg.SecureBootCertificate} {
+		if *name != "" && !filepath.IsAbs(*name) {
+			*name = filepath.Join(filepath.Dir(path), *name)
+		}
 	}
 	return cfg, nil
 }

@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -298,6 +299,11 @@ func notWiped(f *Facts, e Event) bool {
 	}
 	if e.Asked.Sub(f.lastSign()) < settle {
 		return false
+	}
+	if slices.ContainsFunc(f.Boots, func(b *Boot) bool { return !b.ConfigBy.BlankDisk() }) {
+		// Its seed may still be there, and have installed it anew: to wipe it again would
+		// never end.
+		return set(&r.Reason, "it runs, and has read its config from a seed before, so that nothing shows whether it was wiped: take the seed away, and order it again")
 	}
 	unclaim(f, fmt.Sprintf("try %d did not wipe the disk: it runs what it ran before", r.Attempts))
 	f.Install.Done = f.Install.Ordered // what it runs is installed

@@ -155,3 +155,16 @@ func TestDeclinedIsNoProof(t *testing.T) {
 		t.Errorf("it runs what it ran before, and its reimage is %+v", r)
 	}
 }
+
+// TestSeedIsStillThere: a machine is wiped over its API, and comes up from the seed that
+// nobody took away. It is not wiped again.
+func TestSeedIsStillThere(t *testing.T) {
+	v := story(t, registered(),
+		Event{Kind: Seeded, Time: t0}, Event{Kind: ConfigServed, Time: t0, Hash: "h", ConfigBy: ChannelISO},
+		Event{Kind: APIAnswered, Stage: StageRunning, Ready: true, Time: t0.Add(30 * time.Minute), Asked: t0.Add(30 * time.Minute)},
+		Event{Kind: ReimageOrdered, Time: t0.Add(time.Hour)}, Event{Kind: ReimageCleared, Time: t0.Add(time.Hour)}, Event{Kind: WipeClaimed, Time: t0.Add(time.Hour)},
+		Event{Kind: APIAnswered, Stage: StageRunning, Ready: true, Time: t0.Add(2 * time.Hour), Asked: t0.Add(2 * time.Hour)})
+	if r := v.Facts.Reimage; !r.Outstanding() || !r.Claimed() || !strings.Contains(r.Reason, "take the seed away") {
+		t.Errorf("%+v", r)
+	}
+}
