@@ -60,7 +60,7 @@ func images(t *testing.T) map[string]struct {
 // written, letter by letter and byte by byte.
 func TestReaders(t *testing.T) {
 	readers := map[string]func(t *testing.T, path string) (label string, files map[string][]byte){
-		"kdomanski/iso9660": readLibrary, "xorriso": readXorriso, "Linux": readLinux,
+		"kdomanski/iso9660": readLibrary, "xorriso": readXorriso,
 	}
 	for name, c := range images(t) {
 		want := map[string][]byte{}
@@ -161,22 +161,6 @@ func readXorriso(t *testing.T, path string) (string, map[string][]byte) {
 		t.Fatal(err)
 	}
 	return label, readFolder(t, to)
-}
-
-// readLinux has the kernel mount it, which takes root.
-func readLinux(t *testing.T, path string) (string, map[string][]byte) {
-	t.Helper()
-	at := t.TempDir()
-	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "iso9660", "-o", "ro,loop", path, at).CombinedOutput(); err != nil {
-		t.Skipf("LEFT OUT: an image cannot be mounted here: %v: %s", err, out)
-	}
-	t.Cleanup(func() { _ = exec.Command("umount", at).Run() }) //nolint:noctx // the test's context has ended
-	files := readFolder(t, at)
-	out, err := exec.CommandContext(t.Context(), "blkid", "-p", "-s", "LABEL", "-o", "value", path).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(string(out)), files
 }
 
 func readFolder(t *testing.T, dir string) map[string][]byte {
