@@ -174,3 +174,18 @@ func TestUKIOverTheWire(t *testing.T) {
 		t.Errorf("%d bytes that differ from the %d expected: %v", len(got), len(want), err)
 	}
 }
+
+// TestFirmwareDoesNotWait: a machine whose wipe is ordered while it asks for its UKI goes on
+// to what may be on its disk, so it is not taken for one that waits in its boot loader.
+func TestFirmwareDoesNotWait(t *testing.T) {
+	r := newRack(t)
+	r.withUKI(t)
+	r.keeper.view.Facts.Reimage = inventory.Reimage{Order: inventory.Order{Ordered: 1}}
+	for client, events := range map[inventory.Client]int{inventory.FirmwareHTTP: 0, inventory.IPXE: 1} {
+		e := inventory.Event{Kind: inventory.ScriptServed, MAC: mac1, Client: client, Peer: stable}
+		before := len(r.keeper.recorded())
+		if st := r.start(t.Context(), &e, "", true); st.verdict != waits || len(r.keeper.recorded())-before != events {
+			t.Errorf("%s: %v, and %v is recorded", client, st, r.keeper.kinds())
+		}
+	}
+}
